@@ -1,0 +1,60 @@
+import { fileURLToPath } from 'node:url';
+import { defineConfig } from 'vitest/config';
+
+const source = (path: string) =>
+  fileURLToPath(new URL(`packages/${path}`, import.meta.url));
+
+/** Whole names, so that `@asa/core` does not swallow `@asa/core/node`. */
+export const sources = [
+  { find: /^@asa\/core$/, replacement: source('core/src/index.ts') },
+  { find: /^@asa\/core\/node$/, replacement: source('core/src/node.ts') },
+  {
+    find: /^@asa\/core\/verify$/,
+    replacement: source('core/src/verify/index.ts'),
+  },
+  {
+    find: /^@asa\/backend-([a-z]+)$/,
+    replacement: source('backend-$1/src/index.ts'),
+  },
+];
+
+export default defineConfig({
+  test: {
+    // CI counts the tests from the JSON report.
+    reporters: process.env.CI ? ['default', 'json'] : ['default'],
+    outputFile: { json: 'reports/vitest.json' },
+    projects: [
+      {
+        extends: true,
+        resolve: { alias: sources },
+        test: {
+          name: 'sources',
+          include: ['tests/**/*.test.ts'],
+          exclude: ['tests/end-to-end/**'],
+        },
+      },
+      {
+        // No alias: these tests import what a user installs, and run the
+        // command that a user runs.
+        extends: true,
+        test: {
+          name: 'built',
+          include: ['tests/end-to-end/**/*.test.ts'],
+          testTimeout: 60_000,
+        },
+      },
+    ],
+    coverage: {
+      provider: 'v8',
+      include: [
+        'packages/core/src/**/*.ts',
+        'packages/backend-cpu/src/**/*.ts',
+      ],
+      reporter: ['text-summary', 'json-summary', 'html'],
+      thresholds: {
+        'packages/core/src/**': { statements: 95 },
+        'packages/backend-cpu/src/**': { statements: 95 },
+      },
+    },
+  },
+});
