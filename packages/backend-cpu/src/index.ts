@@ -1,0 +1,1 @@
+export { ShapeError } from '@asa/core';
