@@ -1,0 +1,183 @@
+import { ArgumentError } from './errors';
+import { add } from './ops/add';
+import type { Operator } from './ops/operator';
+import { Scope } from './scope';
+import { type Allocation, formatShape, type Tensor } from './tensor';
+
+interface Entry {
+  readonly operator: Operator<object, object, unknown>;
+  readonly inputs: Readonly<Record<string, Tensor | undefined>>;
+  readonly outputs: Readonly<Record<string, Tensor>>;
+  readonly attributes: unknown;
+}
+
+/**
+ * Records what depends on the watched tensors and plays it backwards. It knows
+ * operators, not backends. Gradients belong to allocations, so a `reshape`
+ * needs no entry of its own.
+ */
+export class Tape {
+  private readonly entries: Entry[] = [];
+  private readonly tracked = new Set<Allocation>();
+
+  /** Asks for gradients with respect to these tensors. */
+  watch(...tensors: Tensor[]): void {
+    for (const tensor of tensors) this.tracked.add(tensor.allocation);
+  }
+
+  /** Called by the scope after each operator. */
+  record<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    inputs: Inputs,
+    outputs: Outputs,
+    attributes: Attributes,
+  ): void {
+    const operands = Object.values<Tensor | undefined>(inputs as never);
+    if (!operands.some((t) => t && this.tracked.has(t.allocation))) return;
+    if (operator.mutates) {
+      throw new ArgumentError(
+        `${operator.name}: it writes in place and has no gradient; run it in a scope without a tape`,
+      );
+    }
+    this.entries.push({ operator, inputs, outputs, attributes } as never);
+    for (const output of Object.values<Tensor>(outputs as never)) {
+      if (output.dtype !== 'i32') this.tracked.add(output.allocation);
+    }
+  }
+
+  /**
+   * Gradients of the watched tensors from the gradient of one output.
+   * @param seed gradient of `output`, of its shape.
+   * @returns a map over `sources`; its tensors belong to the caller.
+   * @throws ArgumentError when an operator on the way has no gradient.
+   */
+  backward(
+    output: Tensor,
+    seed: Tensor,
+    sources: readonly Tensor[],
+  ): Map<Tensor, Tensor> {
+    const gradients = new Gradients(seed, output);
+    const wanted = new Set(sources.map((tensor) => tensor.allocation));
+    for (const entry of this.entries.toReversed()) {
+      const produced = Object.fromEntries(
+        Object.entries(entry.outputs).map(([name, tensor]) => [
+          name,
+          gradients.of(tensor),
+        ]),
+      );
+      if (Object.values(produced).every((g) => g === undefined)) continue;
+      this.playBack(entry, produced, gradients);
+      for (const tensor of Object.values(entry.outputs)) {
+        if (!wanted.has(tensor.allocation)) gradients.drop(tensor);
+      }
+    }
+    const result = new Map<Tensor, Tensor>();
+    for (const source of sources) {
+      const gradient = gradients.take(source);
+      if (gradient) result.set(source, gradient);
+    }
+    gradients.free();
+    return result;
+  }
+
+  private playBack(
+    entry: Entry,
+    produced: Readonly<Record<string, Tensor | undefined>>,
+    gradients: Gradients,
+  ): void {
+    const { operator, inputs, outputs, attributes } = entry;
+    if (!operator.gradient) {
+      throw new ArgumentError(`${operator.name}: it has no gradient`);
+    }
+    const scope = new Scope(gradients.backend);
+    try {
+      const found = operator.gradient(scope, {
+        inputs,
+        outputs,
+        attributes,
+        gradients: produced,
+        wants: (name: string) => {
+          const input = inputs[name];
+          return input !== undefined && this.tracked.has(input.allocation);
+        },
+      } as never) as Readonly<Record<string, Tensor | undefined>>;
+      for (const [name, gradient] of Object.entries(found)) {
+        const input = inputs[name];
+        if (!gradient || !input) continue;
+        if (this.tracked.has(input.allocation)) {
+          gradients.accumulate(scope, input, gradient);
+        }
+      }
+    } finally {
+      scope.free();
+    }
+  }
+}
+
+/** The gradients known so far, each owned here. */
+class Gradients {
+  private readonly known = new Map<Allocation, Tensor>();
+
+  constructor(
+    private readonly seed: Tensor,
+    output: Tensor,
+  ) {
+    if (seed.size !== output.size || seed.dtype !== output.dtype) {
+      throw new ArgumentError(
+        `backward: the seed must have the output's shape and type, got ${formatShape(seed.shape)} ${seed.dtype} for ${formatShape(output.shape)} ${output.dtype}`,
+      );
+    }
+    this.known.set(output.allocation, seed);
+  }
+
+  get backend() {
+    return this.seed.backend;
+  }
+
+  of(tensor: Tensor): Tensor | undefined {
+    return this.known.get(tensor.allocation)?.reshape(tensor.shape);
+  }
+
+  accumulate(scope: Scope, tensor: Tensor, gradient: Tensor): void {
+    const before = this.of(tensor);
+    const flat = gradient.reshape(tensor.shape);
+    const isShared =
+      gradient.allocation === this.seed.allocation ||
+      [...this.known.values()].some(
+        (known) => known.allocation === gradient.allocation,
+      );
+    if (before) {
+      const sum = scope.run(add, { a: before, b: flat }, {}).y;
+      this.drop(tensor);
+      this.known.set(tensor.allocation, scope.keep(sum));
+    } else if (isShared) {
+      // `add` passes one gradient to both sides: each needs its own memory.
+      const copy = scope.keep(scope.empty(tensor.shape, tensor.dtype));
+      this.backend.copy(gradient.storage, 0, copy.storage, 0, copy.size);
+      this.known.set(tensor.allocation, copy);
+    } else {
+      this.known.set(tensor.allocation, scope.keep(flat));
+    }
+  }
+
+  take(tensor: Tensor): Tensor | undefined {
+    const gradient = this.of(tensor);
+    this.known.delete(tensor.allocation);
+    return gradient;
+  }
+
+  drop(tensor: Tensor): void {
+    const gradient = this.known.get(tensor.allocation);
+    this.known.delete(tensor.allocation);
+    if (gradient && gradient.allocation !== this.seed.allocation) {
+      gradient.free();
+    }
+  }
+
+  free(): void {
+    for (const gradient of this.known.values()) {
+      if (gradient.allocation !== this.seed.allocation) gradient.free();
+    }
+    this.known.clear();
+  }
+}

@@ -1,0 +1,65 @@
+import type { DType, HostArray } from './dtype';
+import type { KernelTable, OperatorName } from './ops';
+import type { TensorSpec } from './tensor';
+
+declare const storageBrand: unique symbol;
+
+/** A backend's own memory; opaque to everyone else. */
+export interface Storage {
+  readonly [storageBrand]?: never;
+}
+
+/** Bytes and counts since the backend was opened. */
+export interface MemoryStatistics {
+  readonly bytesInUse: number;
+  readonly peakBytes: number;
+  readonly allocations: number;
+}
+
+/**
+ * Where operators run. Kernels enqueue and return; they run in order; `read`
+ * is the only wait. A backend does not check shapes: `ops/` has done it once,
+ * for all of them.
+ */
+export interface Backend {
+  /** Short and unique: `cpu`, `webgpu`, `cuda`. */
+  readonly name: string;
+  /** The device in words, for tables and reports. */
+  readonly description: string;
+  /** What this backend can run. A missing entry is an operator it lacks. */
+  readonly kernels: KernelTable;
+
+  /** `true`, or the reason why not, for these operands. */
+  supports(
+    operator: OperatorName,
+    inputs: Readonly<Record<string, TensorSpec | undefined>>,
+    attributes: unknown,
+  ): true | string;
+
+  /**
+   * Memory for `elements` elements; the contents are unspecified.
+   * @throws OutOfMemoryError
+   */
+  allocate(elements: number, dtype: DType): Storage;
+  /** Copies host data to the device, from element `offset` on. */
+  write(storage: Storage, data: HostArray, offset?: number): void;
+  /** Waits for everything enqueued, then copies to the host. */
+  read(storage: Storage): Promise<HostArray>;
+  /** Device to device; offsets and length in elements. */
+  copy(
+    source: Storage,
+    sourceOffset: number,
+    target: Storage,
+    targetOffset: number,
+    length: number,
+  ): void;
+  free(storage: Storage): void;
+
+  /** Hands what is enqueued to the device without waiting. */
+  flush(): void;
+  /** Waits until the device is idle. */
+  synchronize(): Promise<void>;
+  memory(): MemoryStatistics;
+  /** Frees everything. The backend is unusable afterwards. */
+  destroy(): Promise<void>;
+}

@@ -1,0 +1,58 @@
+import type { Tensor } from '../tensor';
+import { type Operator, Rules, statisticType } from './operator';
+
+const rules = new Rules('adamw');
+
+export interface AdamwAttributes {
+  readonly learningRate: number;
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly eps: number;
+  /** Decoupled; 0 for none. */
+  readonly weightDecay: number;
+  /** Counts from 1: the bias correction is `1 - beta^step`. */
+  readonly step: number;
+  /** Largest global gradient norm; needs `squaredNorm`. */
+  readonly clip?: number;
+}
+
+/**
+ * One step of AdamW in place: `p -= lr wd p`, `m`, `v` moving averages,
+ * `p -= lr m^ / (sqrt(v^) + eps)`. With `clip`, the gradient is first scaled by
+ * `min(1, clip / (sqrt(squaredNorm) + 1e-6))`. `parameter`, `gradient`, `m`,
+ * `v` have one shape; `squaredNorm [1]` f32 (f64). Source: arXiv 1711.05101.
+ */
+export const adamw: Operator<
+  {
+    parameter: Tensor;
+    gradient: Tensor;
+    m: Tensor;
+    v: Tensor;
+    squaredNorm?: Tensor;
+  },
+  Record<never, Tensor>,
+  AdamwAttributes
+> = {
+  name: 'adamw',
+  mutates: ['parameter', 'm', 'v'],
+  infer({ parameter, gradient, m, v, squaredNorm }, attributes) {
+    const dtype = rules.floats({ parameter, gradient, m, v });
+    for (const [name, spec] of Object.entries({ gradient, m, v })) {
+      rules.shape(name, spec, parameter.shape);
+    }
+    const { step, clip, ...numbers } = attributes;
+    rules.positive('step', step);
+    for (const [name, value] of Object.entries(numbers)) {
+      rules.finite(name, value);
+    }
+    if (squaredNorm) {
+      rules.shape('squaredNorm', squaredNorm, [1]);
+      rules.statistic('squaredNorm', squaredNorm, statisticType(dtype));
+    }
+    if (clip !== undefined) {
+      rules.finite('clip', clip);
+      rules.present('squaredNorm', squaredNorm, 'clip');
+    }
+    return {};
+  },
+};

@@ -1,0 +1,134 @@
+import { ArgumentError } from '../errors';
+import type { Tensor, TensorSpec } from '../tensor';
+import type { Rules, SpecsOf } from './operator';
+
+/**
+ * What every attention reads. Head i of H reads key and value head
+ * `floor(i / (H / G))`, so G = H is multi-head, G < H grouped, G = 1
+ * multi-query. The rotary channels may stand apart: the score is
+ * `(q . k + qRope . kRope) * scale`, `kRope` shared by all heads. In absorbed
+ * latent attention `k` and `v` are the same tensor.
+ */
+export interface AttentionOperands {
+  /** `[Nq, H, Dk]` */
+  readonly q: Tensor;
+  /** `[Nk, G, Dk]` */
+  readonly k: Tensor;
+  /** `[Nk, G, Dv]` */
+  readonly v: Tensor;
+  /** `[Nq, H, dR]` */
+  readonly qRope?: Tensor | undefined;
+  /** `[Nk, 1, dR]` */
+  readonly kRope?: Tensor | undefined;
+}
+
+/** What a backward pass reads: the call, its results and the gradient of `o`. */
+export interface AttentionResults {
+  /** `[Nq, H, Dv]` */
+  readonly o: Tensor;
+  /** `[Nq, H]`, natural logarithm; -inf where nothing was visible. */
+  readonly lse: Tensor;
+  /** `[Nq, H, Dv]` */
+  readonly dO: Tensor;
+}
+
+export interface AttentionGradients {
+  readonly dQ: Tensor;
+  readonly dK: Tensor;
+  readonly dV: Tensor;
+  readonly dQRope?: Tensor | undefined;
+  readonly dKRope?: Tensor | undefined;
+}
+
+/** Extents of checked operands, in the letters of maths.md. */
+export interface AttentionExtents {
+  readonly queries: number;
+  readonly keys: number;
+  readonly heads: number;
+  readonly groups: number;
+  readonly valueWidth: number;
+  readonly dtype: 'f64' | 'f32' | 'f16' | 'bf16';
+}
+
+/** Checks the operands against each other. */
+export function checkOperands(
+  rules: Rules,
+  { q, k, v, qRope, kRope }: SpecsOf<AttentionOperands>,
+): AttentionExtents {
+  const dtype = rules.floats({ q, k, v, qRope, kRope });
+  const [queries, heads, width] = rules.extents('q', q, 3);
+  const [keys, groups] = rules.extents('k', k, 3);
+  rules.shape('k', k, [keys, groups, width]);
+  const [, , valueWidth] = rules.extents('v', v, 3);
+  rules.shape('v', v, [keys, groups, valueWidth]);
+  rules.positive('the width of q', width);
+  rules.positive('the width of v', valueWidth);
+  rules.divides('groups', 'heads', groups, heads);
+  if (qRope || kRope) {
+    const both = 'the other rotary operand';
+    rules.present('qRope', qRope, both);
+    rules.present('kRope', kRope, both);
+  }
+  if (qRope && kRope) {
+    const [, , rotary] = rules.extents('qRope', qRope, 3);
+    rules.shape('qRope', qRope, [queries, heads, rotary]);
+    rules.shape('kRope', kRope, [keys, 1, rotary]);
+  }
+  return { queries, keys, heads, groups, valueWidth, dtype };
+}
+
+/** `o` and `lse` of checked operands. */
+export function resultSpecs(extents: AttentionExtents): {
+  o: TensorSpec;
+  lse: TensorSpec;
+} {
+  const { queries, heads, valueWidth, dtype } = extents;
+  return {
+    o: { shape: [queries, heads, valueWidth], dtype },
+    lse: {
+      shape: [queries, heads],
+      dtype: dtype === 'f64' ? 'f64' : 'f32',
+    },
+  };
+}
+
+/** Checks `o`, `lse`, `dO`; the gradients have the operands' shapes. */
+export function gradientSpecs(
+  rules: Rules,
+  operands: SpecsOf<AttentionOperands & AttentionResults>,
+  extents: AttentionExtents,
+): SpecsOf<AttentionGradients> {
+  const { o, lse } = resultSpecs(extents);
+  rules.shape('o', operands.o, o.shape);
+  rules.shape('dO', operands.dO, o.shape);
+  rules.shape('lse', operands.lse, lse.shape);
+  rules.statistic('lse', operands.lse, extents.dtype);
+  const { q, k, v, qRope, kRope } = operands;
+  const like = ({ shape, dtype }: TensorSpec) => ({ shape, dtype });
+  return {
+    dQ: like(q),
+    dK: like(k),
+    dV: like(v),
+    ...(qRope && kRope && { dQRope: like(qRope), dKRope: like(kRope) }),
+  };
+}
+
+/** Renames `dQ` to `q` and so on, as the tape expects. */
+export function byOperand(gradients: AttentionGradients) {
+  return {
+    q: gradients.dQ,
+    k: gradients.dK,
+    v: gradients.dV,
+    qRope: gradients.dQRope,
+    kRope: gradients.dKRope,
+  };
+}
+
+export function checkScale(rules: Rules, scale: number): void {
+  rules.finite('scale', scale);
+  if (scale <= 0) {
+    throw new ArgumentError(
+      `${rules.operator}: scale must be positive, got ${scale}`,
+    );
+  }
+}
