@@ -47,14 +47,19 @@ function build(...filter) {
   node('node_modules/turbo/bin/turbo', 'run', 'build', ...filter);
 }
 
-/** Hands the terminal over; the signals and the exit code pass through. */
+/**
+ * Hands the terminal over; the signals and the exit code pass through. A
+ * terminal's Ctrl-C reaches the child by itself: forwarded, it would come twice.
+ */
 function run(script, args) {
   const child = spawn(process.execPath, [join(root, script), ...args], {
     env,
     stdio: 'inherit',
   });
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'])
-    process.on(signal, () => child.kill(signal));
+    process.on(signal, () => {
+      if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+    });
   child.on('exit', (code, signal) => {
     if (!signal) process.exit(code);
     process.removeAllListeners(signal);

@@ -3,7 +3,6 @@ import { defineConfig } from 'tsup';
 export default defineConfig({
   entry: ['src/index.ts'],
   format: ['esm', 'cjs'],
-  splitting: true,
   target: 'es2023',
   platform: 'neutral',
   external: [/^node:/],

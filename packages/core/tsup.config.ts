@@ -10,6 +10,8 @@ export default defineConfig({
   // Shared chunks: a class that two entries hold is one class, so `instanceof`
   // works across them, in CommonJS too.
   splitting: true,
+  // Rollup then writes the CommonJS chunks; tsup's own way lowers the classes.
+  treeshake: true,
   target: 'es2023',
   platform: 'neutral',
   external: [/^node:/],
