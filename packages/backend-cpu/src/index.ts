@@ -1,1 +1,1 @@
-export { ShapeError } from '@asa/core';
+export { type CpuOptions, openCpu } from './cpu-backend';

@@ -2,6 +2,7 @@ export * from './autograd';
 export * from './backend';
 export * from './dtype';
 export * from './errors';
+export * from './half';
 export * from './ops';
 export * from './scope';
 export * from './sequences';

@@ -1,0 +1,39 @@
+/**
+ * How a kernel gets at its operands. A kernel sees f32, f64 and i32 tensors
+ * only: the backend widens 16-bit operands before it and rounds its results
+ * after it. Outputs are not cleared: a kernel writes every element.
+ */
+import {
+  DTypeError,
+  type HostArray,
+  type KernelTable,
+  type Tensor,
+} from '@asa/core';
+import { memoryOf } from '../memory';
+
+/** Elements of a real tensor, row-major. Storing into f32 rounds once. */
+export type Floats = Float32Array | Float64Array;
+
+/** The values of an f32 or f64 tensor, to read or to write. */
+export function floats(tensor: Tensor): Floats {
+  const data = elements(tensor);
+  if (data instanceof Float32Array || data instanceof Float64Array) return data;
+  throw new DTypeError(`internal: a kernel takes f32 or f64, ${tensor.dtype}`);
+}
+
+/** The values of an i32 tensor. */
+export function indices(tensor: Tensor): Int32Array {
+  const data = elements(tensor);
+  if (data instanceof Int32Array) return data;
+  throw new DTypeError(`internal: a kernel takes i32, got ${tensor.dtype}`);
+}
+
+/** The raw elements of any tensor; `f16` and `bf16` as bits. */
+export function elements(tensor: Tensor): HostArray {
+  return memoryOf(tensor.storage).data;
+}
+
+/** Some kernels, each of its operator's type. */
+export type Kernels<Name extends keyof KernelTable> = Required<
+  Pick<KernelTable, Name>
+>;
