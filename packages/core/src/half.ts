@@ -17,7 +17,7 @@ function wordOf(value: number): number {
   return word[0] ?? 0;
 }
 
-function valueOf(bits: number): number {
+function numberOf(bits: number): number {
   word[0] = bits;
   return float[0] ?? 0;
 }
@@ -42,7 +42,7 @@ function narrowF16(bits: number): number {
   if (magnitude < SMALLEST_NORMAL_F16) {
     // The f32 spacing at 0.5 is 2^-24, that of subnormal f16: adding 0.5
     // makes the hardware do the rounding.
-    return sign | (wordOf(valueOf(magnitude) + 0.5) - wordOf(0.5));
+    return sign | (wordOf(numberOf(magnitude) + 0.5) - wordOf(0.5));
   }
   const even = (magnitude >>> 13) & 1;
   return sign | ((magnitude - REBIAS + 0xfff + even) >>> 13);
@@ -69,14 +69,14 @@ export const f16FromNumber = (value: number): number =>
   narrowF16(wordOf(value));
 
 /** The number that f16 bits stand for. */
-export const f16ToNumber = (bits: number): number => valueOf(widenF16(bits));
+export const f16ToNumber = (bits: number): number => numberOf(widenF16(bits));
 
 /** The bf16 bits nearest to a number. */
 export const bf16FromNumber = (value: number): number =>
   narrowBf16(wordOf(value));
 
 /** The number that bf16 bits stand for. */
-export const bf16ToNumber = (bits: number): number => valueOf(widenBf16(bits));
+export const bf16ToNumber = (bits: number): number => numberOf(widenBf16(bits));
 
 /** f32 values as f16 bits, of the same length. */
 export function f32ToF16(values: Float32Array): Uint16Array {
