@@ -14,6 +14,8 @@ export interface LinearAttentionOperands {
   readonly v: Tensor;
   /** Logits of the decay, `[N, H]`. */
   readonly decay: Tensor;
+  /** Added to the logits, `[H]`. */
+  readonly bias?: Tensor | undefined;
   /** The state before the first query of each sequence, `[S, H, Dk, Dv]`. */
   readonly state?: Tensor | undefined;
 }
@@ -22,7 +24,7 @@ export interface LinearAttentionAttributes {
   /** Only the query columns count: queries, keys and values are the same rows. */
   readonly sequences: Sequences;
   readonly scale: number;
-  /** `log a = logsigmoid(decay) / temperature`. */
+  /** `log a = logsigmoid(decay + bias) / temperature`. */
   readonly temperature: number;
   /** Rows that are worked on as one matrix product; no effect on the result. */
   readonly chunk: number;
@@ -31,7 +33,7 @@ export interface LinearAttentionAttributes {
 /**
  * Gated linear attention with one decay a head:
  * `S_t = a_t S_{t-1} + k_t v_t^T`, `o_t = scale S_t^T q_t`,
- * `a_t = sigmoid(decay_t)^(1/temperature)`. Chunked and recurrent evaluation
+ * `a_t = sigmoid(decay_t + bias)^(1/temperature)`. Chunked and recurrent evaluation
  * are equal. `o [N, H, Dv]`; `last [S, H, Dk, Dv]` is the state behind the last
  * query, f32 (f64). The gradient starts each sequence at state 0.
  * Source: gated linear attention, arXiv 2312.06635, with a scalar gate as in
@@ -58,19 +60,31 @@ export const linearAttention: Operator<
   },
   gradient(scope, { inputs, attributes, gradients }) {
     if (!gradients.o) return {};
-    const { q, k, v, decay } = inputs;
+    const { q, k, v, decay, bias } = inputs;
     const d = scope.run(
       linearAttentionBackward,
-      { q, k, v, decay, dO: gradients.o },
+      { q, k, v, decay, bias, dO: gradients.o },
       attributes,
     );
-    return { q: d.dQ, k: d.dK, v: d.dV, decay: d.dDecay };
+    return {
+      q: d.dQ,
+      k: d.dK,
+      v: d.dV,
+      decay: d.dDecay,
+      bias: d.dBias,
+    };
   },
 };
 
 export const linearAttentionBackward: Operator<
   Omit<LinearAttentionOperands, 'state'> & { readonly dO: Tensor },
-  { dQ: Tensor; dK: Tensor; dV: Tensor; dDecay: Tensor },
+  {
+    dQ: Tensor;
+    dK: Tensor;
+    dV: Tensor;
+    dDecay: Tensor;
+    dBias?: Tensor | undefined;
+  },
   LinearAttentionAttributes
 > = {
   name: 'linearAttentionBackward',
@@ -86,6 +100,7 @@ export const linearAttentionBackward: Operator<
       dK: like(inputs.k),
       dV: like(inputs.v),
       dDecay: like(inputs.decay),
+      ...(inputs.bias && { dBias: like(inputs.bias) }),
     };
   },
 };
@@ -94,13 +109,14 @@ function check(
   inputs: SpecsOf<Omit<LinearAttentionOperands, 'state'>>,
   { sequences, scale, temperature, chunk }: LinearAttentionAttributes,
 ) {
-  const { q, k, v, decay } = inputs;
-  const dtype = rules.floats({ q, k, v, decay });
+  const { q, k, v, decay, bias } = inputs;
+  const dtype = rules.floats({ q, k, v, decay, bias });
   const [rows, heads, width] = rules.extents('q', q, 3);
   rules.shape('k', k, q.shape);
   const [, , valueWidth] = rules.extents('v', v, 3);
   rules.shape('v', v, [rows, heads, valueWidth]);
   rules.shape('decay', decay, [rows, heads]);
+  if (bias) rules.shape('bias', bias, [heads]);
   rules.rows('q', rows, sequences.queryRows);
   rules.positive('chunk', chunk);
   checkScale(rules, scale);

@@ -1,0 +1,110 @@
+import type { AttentionConfig, ModelConfig } from '../model/config';
+import { add } from '../ops/add';
+import { swiglu } from '../ops/swiglu';
+import type { Tensor } from '../tensor';
+import { type LayerContext, linear, norm } from './context';
+import { gatedLinear, linearParameters } from './gated-linear';
+import { gla, glaParameters } from './gla';
+import { gqa, gqaParameters } from './gqa';
+import { mla, mlaParameters } from './mla';
+import { nsa, nsaParameters } from './nsa';
+import {
+  constant,
+  matrix,
+  type ParameterSpec,
+  partOf,
+  type Weights,
+  within,
+} from './parameters';
+
+/** `x += attention(norm(x)); x += swiglu(norm(x))`. Source: maths.md §1. */
+export function block(
+  context: LayerContext,
+  x: Tensor,
+  weights: Weights,
+  config: AttentionConfig,
+): Tensor {
+  const { scope } = context;
+  const attended = attend(
+    context,
+    norm(context, x, weights('input_layernorm.weight')),
+    partOf(weights, 'self_attn'),
+    config,
+  );
+  const y = scope.run(add, { a: x, b: attended }, {}).y;
+  const fed = feedForward(
+    context,
+    norm(context, y, weights('post_attention_layernorm.weight')),
+    partOf(weights, 'mlp'),
+  );
+  return scope.run(add, { a: y, b: fed }, {}).y;
+}
+
+export function blockParameters(
+  config: AttentionConfig,
+  { hiddenSize, intermediateSize }: ModelConfig,
+): ParameterSpec[] {
+  return [
+    constant('input_layernorm.weight', [hiddenSize], 1),
+    ...within('self_attn', attentionParameters(config, hiddenSize)),
+    constant('post_attention_layernorm.weight', [hiddenSize], 1),
+    matrix('mlp.gate_proj.weight', intermediateSize, hiddenSize),
+    matrix('mlp.up_proj.weight', intermediateSize, hiddenSize),
+    matrix('mlp.down_proj.weight', hiddenSize, intermediateSize),
+  ];
+}
+
+/** `W_down (silu(W_gate x) * W_up x)`. Source: arXiv 2002.05202. */
+function feedForward(
+  context: LayerContext,
+  x: Tensor,
+  weights: Weights,
+): Tensor {
+  const { y } = context.scope.run(
+    swiglu,
+    {
+      gate: linear(context, x, weights('gate_proj.weight')),
+      up: linear(context, x, weights('up_proj.weight')),
+    },
+    {},
+  );
+  return linear(context, y, weights('down_proj.weight'));
+}
+
+function attend(
+  context: LayerContext,
+  h: Tensor,
+  weights: Weights,
+  config: AttentionConfig,
+): Tensor {
+  switch (config.kind) {
+    case 'gqa':
+      return gqa(context, h, weights, config);
+    case 'mla':
+      return mla(context, h, weights, config);
+    case 'gla':
+      return gla(context, h, weights, config);
+    case 'nsa':
+      return nsa(context, h, weights, config);
+    case 'linear':
+      return gatedLinear(context, h, weights, config);
+  }
+}
+
+function attentionParameters(
+  config: AttentionConfig,
+  hidden: number,
+): ParameterSpec[] {
+  switch (config.kind) {
+    case 'gqa':
+      return gqaParameters(config, hidden);
+    case 'mla':
+      return mlaParameters(config, hidden);
+    case 'gla':
+      return glaParameters(config, hidden);
+    case 'nsa':
+      return nsaParameters(config, hidden);
+    case 'linear':
+      return linearParameters(config, hidden);
+  }
+}
