@@ -90,11 +90,10 @@ export function project(
 
 /** `W x`, `[N, out]`. */
 export function linear(
-  context: LayerContext,
+  { scope }: Pick<LayerContext, 'scope'>,
   x: Tensor,
   weight: Tensor,
 ): Tensor {
-  const { scope } = context;
   return scope.run(matmul, { a: x, b: weight }, { transposeB: true }).y;
 }
 
