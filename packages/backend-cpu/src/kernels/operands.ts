@@ -4,7 +4,11 @@
  * after it. Outputs are not cleared: a kernel writes every element.
  */
 import {
+  bf16ToF32,
   DTypeError,
+  f16ToF32,
+  f32ToBf16,
+  f32ToF16,
   type HostArray,
   type KernelTable,
   type Tensor,
@@ -31,6 +35,32 @@ export function indices(tensor: Tensor): Int32Array {
 /** The raw elements of any tensor; `f16` and `bf16` as bits. */
 export function elements(tensor: Tensor): HostArray {
   return memoryOf(tensor.storage).data;
+}
+
+export function isHalf(tensor: Tensor | undefined): boolean {
+  return tensor?.dtype === 'f16' || tensor?.dtype === 'bf16';
+}
+
+/**
+ * Values of a real tensor of any type, to read: the 16-bit types as a widened
+ * copy, the others in place.
+ */
+export function readable(tensor: Tensor, start = 0, end = tensor.size): Floats {
+  if (!isHalf(tensor)) return floats(tensor).subarray(start, end);
+  const bits = (elements(tensor) as Uint16Array).subarray(start, end);
+  return tensor.dtype === 'f16' ? f16ToF32(bits) : bf16ToF32(bits);
+}
+
+/** Memory to write a real tensor's values to before `store` rounds them. */
+export function writable(tensor: Tensor): Floats {
+  return isHalf(tensor) ? new Float32Array(tensor.size) : floats(tensor);
+}
+
+/** Puts what was written to `writable` where it belongs. */
+export function store(values: Floats, tensor: Tensor): void {
+  if (!(values instanceof Float32Array && isHalf(tensor))) return;
+  const bits = elements(tensor) as Uint16Array;
+  bits.set(tensor.dtype === 'f16' ? f32ToF16(values) : f32ToBf16(values));
 }
 
 /** Some kernels, each of its operator's type. */

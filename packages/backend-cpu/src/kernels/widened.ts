@@ -1,16 +1,12 @@
 import {
   type Allocation,
-  bf16ToF32,
-  f16ToF32,
-  f32ToBf16,
-  f32ToF16,
   type KernelTable,
   type OperatorName,
   operators,
   Tensor,
 } from '@asa/core';
 import { Memory } from '../memory';
-import { elements } from './operands';
+import { type Floats, isHalf, readable, store } from './operands';
 
 type Operands = Readonly<Record<string, Tensor | undefined>>;
 type AnyKernel = (
@@ -40,7 +36,7 @@ function wrap(kernel: AnyKernel, mutates: readonly string[] = []): AnyKernel {
       kernel(inputs, outputs, attributes);
       return;
     }
-    const wide = new Map<Allocation, Float32Array>();
+    const wide = new Map<Allocation, Floats>();
     kernel(widenAll(inputs, wide), widenAll(outputs, wide), attributes);
     const written = [
       ...mutates.map((name) => inputs[name]),
@@ -48,38 +44,21 @@ function wrap(kernel: AnyKernel, mutates: readonly string[] = []): AnyKernel {
     ];
     for (const tensor of written) {
       const values = tensor && wide.get(tensor.allocation);
-      if (values) narrow(values, tensor);
+      if (values) store(values, tensor);
     }
   };
 }
 
-function isHalf(tensor: Tensor | undefined): boolean {
-  return tensor?.dtype === 'f16' || tensor?.dtype === 'bf16';
-}
-
 /** Tensors that share an allocation share its f32 copy. */
-function widenAll(
-  operands: Operands,
-  wide: Map<Allocation, Float32Array>,
-): Operands {
+function widenAll(operands: Operands, wide: Map<Allocation, Floats>): Operands {
   return Object.fromEntries(
     Object.entries(operands).map(([name, tensor]) => {
       if (!tensor || !isHalf(tensor)) return [name, tensor];
-      const values = wide.get(tensor.allocation) ?? widen(tensor);
+      const values = wide.get(tensor.allocation) ?? readable(tensor);
       wide.set(tensor.allocation, values);
       const storage = new Memory(values, 'f32');
       const allocation = { backend: tensor.backend, storage, freed: false };
       return [name, new Tensor(allocation as Allocation, tensor.shape, 'f32')];
     }),
   );
-}
-
-function widen(tensor: Tensor): Float32Array {
-  const bits = elements(tensor) as Uint16Array;
-  return tensor.dtype === 'f16' ? f16ToF32(bits) : bf16ToF32(bits);
-}
-
-function narrow(values: Float32Array, tensor: Tensor): void {
-  const bits = elements(tensor) as Uint16Array;
-  bits.set(tensor.dtype === 'f16' ? f32ToF16(values) : f32ToBf16(values));
 }
