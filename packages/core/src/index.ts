@@ -3,6 +3,7 @@ export * from './backend';
 export * from './dtype';
 export * from './errors';
 export * from './half';
+export * from './io';
 export * from './model';
 export * from './ops';
 export * from './random';

@@ -2,5 +2,8 @@ export * from './batch';
 export * from './cache';
 export * from './cache-layout';
 export * from './config';
+export * from './cost';
+export * from './kv-report';
 export * from './model';
 export * from './parameters';
+export * from './presets';

@@ -1,6 +1,5 @@
 import type { Backend } from '../backend';
 import type { FloatType, HostArray } from '../dtype';
-import { ShapeError } from '../errors';
 import { f32ToBf16, f32ToF16 } from '../half';
 import { blockParameters } from '../layers/block';
 import {
@@ -11,7 +10,7 @@ import {
 } from '../layers/parameters';
 import { Random } from '../random';
 import { Scope } from '../scope';
-import { formatShape, sizeOf, type Tensor } from '../tensor';
+import { sizeOf, type Tensor } from '../tensor';
 import { layerAttention, type ModelConfig } from './config';
 
 /** Every learned tensor of a model, in a fixed order. */
@@ -42,86 +41,57 @@ export type Parameters = ReadonlyMap<string, Tensor>;
  * Matrices are normal with their deviation; outputs of blocks are smaller by
  * `sqrt(2 layers)`, as GPT-2 starts them.
  */
-export function initialParameters(
+export async function initialParameters(
   backend: Backend,
   config: ModelConfig,
   { seed, dtype }: { readonly seed: number; readonly dtype: FloatType },
-): Parameters {
+): Promise<Parameters> {
   const random = Random.fromSeed(seed);
   const residual = 1 / Math.sqrt(2 * config.layers);
-  return upload(
+  return uploadParameters(
     backend,
     dtype,
-    modelParameters(config).map(({ name, shape, init }) => {
+    modelParameters(config),
+    async ({ name, shape, init }) => {
       const values = new Float64Array(sizeOf(shape));
-      if ('constant' in init) values.fill(init.constant);
-      else {
-        const isOutput = /\.(o_proj|down_proj)\.weight$/.test(name);
-        const deviation = init.normal * (isOutput ? residual : 1);
-        for (let i = 0; i < values.length; i++)
-          values[i] = deviation * random.normal();
-      }
-      return { name, shape, values };
-    }),
+      if ('constant' in init) return values.fill(init.constant);
+      const isOutput = /\.(o_proj|down_proj)\.weight$/.test(name);
+      const deviation = init.normal * (isOutput ? residual : 1);
+      return values.map(() => deviation * random.normal());
+    },
   );
 }
 
 /**
- * Parameters from values on the host.
- * @throws ShapeError when a tensor is missing, unknown or of another shape.
+ * Puts parameters on a backend one by one, so that the host never holds all.
+ * @param values the elements of a parameter, in order.
+ * @throws ShapeError when their number is wrong. Nothing stays allocated then.
  */
-export function parametersFrom(
-  backend: Backend,
-  config: ModelConfig,
-  tensors: ReadonlyMap<string, HostTensor>,
-  dtype: FloatType,
-): Parameters {
-  const specs = modelParameters(config);
-  const known = new Set(specs.map(({ name }) => name));
-  for (const name of tensors.keys()) {
-    if (!known.has(name))
-      throw new ShapeError(`${name}: the model has no such tensor`);
-  }
-  return upload(
-    backend,
-    dtype,
-    specs.map(({ name, shape }) => {
-      const tensor = tensors.get(name);
-      if (!tensor) throw new ShapeError(`${name}: the tensor is missing`);
-      if (tensor.shape.join() !== shape.join()) {
-        throw new ShapeError(
-          `${name}: must be ${formatShape(shape)}, got ${formatShape(tensor.shape)}`,
-        );
-      }
-      return { name, shape, values: tensor.values };
-    }),
-  );
-}
-
-/** Real values on the host, whatever type a file had. */
-export interface HostTensor {
-  readonly shape: readonly number[];
-  readonly values: Float32Array | Float64Array;
-}
-
-function upload(
+export async function uploadParameters(
   backend: Backend,
   dtype: FloatType,
-  tensors: readonly (HostTensor & { readonly name: string })[],
-): Parameters {
+  specs: readonly ParameterSpec[],
+  values: (
+    spec: ParameterSpec,
+    index: number,
+  ) => Promise<Float32Array | Float64Array>,
+): Promise<Parameters> {
   const scope = new Scope(backend);
+  const made = new Map<string, Tensor>();
   try {
-    const made = tensors.map(
-      ({ name, shape, values }) =>
-        [name, scope.tensor(stored(values, dtype), shape, dtype)] as const,
-    );
-    return new Map(made.map(([name, tensor]) => [name, scope.keep(tensor)]));
+    for (const [index, spec] of specs.entries()) {
+      const data = narrowed(await values(spec, index), dtype);
+      made.set(spec.name, scope.tensor(data, spec.shape, dtype));
+    }
+    for (const tensor of made.values()) scope.keep(tensor);
+    return made;
   } finally {
     scope.free();
   }
 }
 
-function stored(
+/** Real values in the host form of a type, rounded to nearest even. */
+export function narrowed(
   values: Float32Array | Float64Array,
   dtype: FloatType,
 ): HostArray {
