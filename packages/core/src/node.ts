@@ -1,1 +1,3 @@
 export * from './errors';
+export * from './node/files';
+export * from './node/template-runner';
