@@ -2,7 +2,7 @@ import { type Kernels, readable, store, writable } from './operands';
 import { dense, product, transposed } from './product';
 
 /** Elements of `b` widened at a time: large weights are never there twice. */
-const SLAB = 2 ** 20;
+const SLAB = 2 ** 18;
 
 export const matmulKernels: Kernels<'matmul'> = {
   /** y[i, j] = sum over k of a[i, k] b[k, j] */

@@ -33,9 +33,9 @@ export function transposed(matrix: Matrix): Matrix {
  * once: an element has the same bits whatever the other rows and columns are.
  */
 export function product(a: Matrix, b: Matrix, y: Matrix): void {
-  if (a.rows >= TILE) tiles(a, b, y);
-  else if (b.down === 1) dots(a, b, y);
-  else rowSums(a, b, y);
+  if (b.down === 1 && a.rows < 2 * TILE) dots(a, b, y);
+  else if (a.rows < TILE) rowSums(a, b, y);
+  else tiles(a, b, y);
 }
 
 const TILE = 4;
@@ -218,20 +218,57 @@ function fourDots(
   if (count > 3) y[to + 3 * step] = s3;
 }
 
-/** Few rows of `a` where the rows of `b` lie in one piece: read once, in order. */
+/**
+ * Few rows of `a` where the rows of `b` lie in one piece: those are read once,
+ * four at a time, so that the running sums are loaded and stored less often.
+ */
 function rowSums(a: Matrix, b: Matrix, y: Matrix): void {
+  const four = new Float64Array(TILE);
   for (let i = 0; i < a.rows; i++) {
     const sums = new Float64Array(b.columns);
-    for (let k = 0; k < a.columns; k++) {
-      const x = a.data[a.start + i * a.down + k * a.across] as number;
-      let from = b.start + k * b.down;
-      for (let j = 0; j < sums.length; j++) {
-        sums[j] = (sums[j] as number) + x * (b.data[from] as number);
-        from += b.across;
+    for (let k = 0; k < a.columns; k += TILE) {
+      const count = Math.min(TILE, a.columns - k);
+      for (let n = 0; n < count; n++) {
+        const from = a.start + i * a.down + (k + n) * a.across;
+        four[n] = a.data[from] as number;
       }
+      if (count === TILE) addFourRows(four, b, k, sums);
+      else for (let n = 0; n < count; n++) addRow(four[n] ?? 0, b, k + n, sums);
     }
     for (let j = 0; j < sums.length; j++) {
       y.data[y.start + i * y.down + j * y.across] = sums[j] as number;
     }
+  }
+}
+
+/** sums[j] += x b[k, j] */
+function addRow(x: number, b: Matrix, k: number, sums: Float64Array): void {
+  const { data, across } = b;
+  let from = b.start + k * b.down;
+  for (let j = 0; j < sums.length; j++, from += across) {
+    sums[j] = (sums[j] as number) + x * (data[from] as number);
+  }
+}
+
+/** The same for rows k to k + 3, one after the other. */
+function addFourRows(
+  x: Float64Array,
+  b: Matrix,
+  k: number,
+  sums: Float64Array,
+): void {
+  const { data, down, across } = b;
+  const x0 = x[0] as number;
+  const x1 = x[1] as number;
+  const x2 = x[2] as number;
+  const x3 = x[3] as number;
+  let from = b.start + k * down;
+  for (let j = 0; j < sums.length; j++, from += across) {
+    let sum = sums[j] as number;
+    sum += x0 * (data[from] as number);
+    sum += x1 * (data[from + down] as number);
+    sum += x2 * (data[from + 2 * down] as number);
+    sum += x3 * (data[from + 3 * down] as number);
+    sums[j] = sum;
   }
 }
