@@ -1,6 +1,7 @@
 export * from './autograd';
 export * from './backend';
 export * from './dtype';
+export * from './engine';
 export * from './errors';
 export * from './half';
 export * from './io';

@@ -333,8 +333,10 @@ class CachedPast implements LayerPast {
       const each = tokens.flatMap((count, s) =>
         range(count).map((i) => [s, (before[s] ?? 0) * stride + i] as const),
       );
-      const from = batch.indices(`uncompressed ${key} ${visible.starts}`, () =>
-        each.map(([s, position]) => visible.rowOf(s, position)),
+      // Layers of one blocking may keep their rows in different ways.
+      const from = batch.indices(
+        `uncompressed ${key} ${visible.starts};${visible.counts}`,
+        () => each.map(([s, position]) => visible.rowOf(s, position)),
       );
       const news = made.flatMap((count, s) =>
         range(count).map((i) => [s, (before[s] ?? 0) + i] as const),

@@ -5,7 +5,7 @@ const rules = new Rules('gatherRows');
 
 /**
  * `y[i] = x[rows[i]]`: embedding look-up, last-token logits, reading a ring in
- * order. `x [R, ...]`, `rows` i32 `[M]` in `[0, R)` (checked where they are
+ * order, index lists too. `x [R, ...]`, `rows` i32 `[M]` in `[0, R)` (checked where they are
  * made, on the host), `y [M, ...]`.
  */
 export const gatherRows: Operator<
@@ -15,10 +15,10 @@ export const gatherRows: Operator<
 > = {
   name: 'gatherRows',
   infer({ x, rows }) {
-    const dtype = rules.floats({ x });
     const [count] = rules.extents('rows', rows, 1);
     rules.indices('rows', rows);
-    return { y: { shape: [count, ...x.shape.slice(1)], dtype } };
+    const shape = [count, ...x.shape.slice(1)];
+    return { y: { shape, dtype: x.dtype } };
   },
   gradient(scope, { inputs, gradients }) {
     if (!gradients.y) return {};

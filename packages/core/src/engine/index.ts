@@ -1,0 +1,14 @@
+export * from './engine';
+export type { ExtendOptions, LogitsPiece } from './extend';
+export type {
+  BatchEvent,
+  EndEvent,
+  EndReason,
+  GenerateEvent,
+  GenerateOptions,
+  Timings,
+  TokenEvent,
+} from './generate';
+export * from './sampler';
+export { Session } from './session';
+export { SessionStateError } from './timeline';
