@@ -255,7 +255,7 @@ function cut(
     if (topP < 1 && sum >= share) break;
   }
   const least = sorted[count - 1] ?? 0;
-  const above = sorted.findIndex((weight) => weight === least);
+  const above = sorted.indexOf(least);
   return { least, ties: count - above, sum };
 }
 
