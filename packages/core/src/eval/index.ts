@@ -1,0 +1,2 @@
+export * from './ngram';
+export * from './perplexity';

@@ -1,0 +1,136 @@
+import type { FloatType } from '../dtype';
+import type { Model } from '../model/model';
+import { modelParameters } from '../model/parameters';
+import { adamw } from '../ops/adamw';
+import { cast } from '../ops/cast';
+import { statisticType } from '../ops/operator';
+import { squaredNorm } from '../ops/squared-norm';
+import { Scope } from '../scope';
+import type { Tensor } from '../tensor';
+import type { Gradients } from './loss';
+
+export interface AdamWOptions {
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly eps: number;
+  /** Decoupled from the gradient, times the learning rate. */
+  readonly weightDecay: number;
+  /** Which parameters decay: matrices, not norms, biases and pooling weights. */
+  readonly decay: 'matrices' | 'all';
+  /** Largest global gradient norm; none when left out. */
+  readonly clip?: number | undefined;
+}
+
+/**
+ * AdamW over all parameters of a model, with f32 (f64) moments. A model of
+ * 16-bit weights has f32 masters beside them, rounded into it at each step.
+ * Source: arXiv 1711.05101; masters: arXiv 1710.03740.
+ */
+export class AdamW {
+  /** What is trained: the model's own tensors, or their masters. */
+  readonly masters: ReadonlyMap<string, Tensor>;
+  readonly m: ReadonlyMap<string, Tensor>;
+  readonly v: ReadonlyMap<string, Tensor>;
+  private readonly decaying: ReadonlySet<string>;
+  private readonly scope: Scope;
+
+  constructor(
+    private readonly model: Model,
+    private readonly options: AdamWOptions,
+  ) {
+    this.scope = new Scope(model.backend);
+    const wide = statisticType(model.dtype);
+    const each = (make: (tensor: Tensor) => Tensor) =>
+      new Map([...model.parameters].map(([name, t]) => [name, make(t)]));
+    try {
+      this.masters =
+        model.dtype === wide
+          ? model.parameters
+          : each((x) => this.scope.run(cast, { x }, { dtype: wide }).y);
+      this.m = each((tensor) => zeros(this.scope, tensor, wide));
+      this.v = each((tensor) => zeros(this.scope, tensor, wide));
+    } catch (error) {
+      this.scope.free();
+      throw error;
+    }
+    const isDecaying = ({ init }: { init: object }) =>
+      options.decay === 'all' || 'normal' in init;
+    this.decaying = new Set(
+      modelParameters(model.config)
+        .filter(isDecaying)
+        .map(({ name }) => name),
+    );
+  }
+
+  /** The squared global norm of gradients, `[1]`; the scope's. */
+  squaredNorm(scope: Scope, gradients: Gradients): Tensor {
+    const total = zeros(scope, { shape: [1] }, statisticType(this.model.dtype));
+    for (const x of gradients.values())
+      scope.run(squaredNorm, { x, total }, {});
+    return total;
+  }
+
+  /**
+   * One step. Gradients are of the masters' type.
+   * @param step counts from 1.
+   * @param norm what `squaredNorm` gave.
+   */
+  update(
+    gradients: Gradients,
+    norm: Tensor,
+    { step, learningRate }: { step: number; learningRate: number },
+  ): void {
+    const scope = new Scope(this.model.backend);
+    const { decay: _, weightDecay, ...constants } = this.options;
+    for (const [name, gradient] of gradients) {
+      const parameter = this.masters.get(name);
+      const m = this.m.get(name);
+      const v = this.v.get(name);
+      if (!parameter || !m || !v) continue;
+      scope.run(
+        adamw,
+        { parameter, gradient, m, v, squaredNorm: norm },
+        {
+          ...constants,
+          step,
+          learningRate,
+          weightDecay: this.decaying.has(name) ? weightDecay : 0,
+        },
+      );
+    }
+    this.roundMasters();
+  }
+
+  /** Rounds the masters into a 16-bit model; nothing to do for others. */
+  roundMasters(): void {
+    const { backend, dtype, parameters } = this.model;
+    if (this.masters === parameters) return;
+    for (const [name, target] of parameters) {
+      const x = this.masters.get(name);
+      if (!x) continue;
+      const scope = new Scope(backend);
+      const { y } = scope.run(cast, { x }, { dtype });
+      backend.copy(y.storage, 0, target.storage, 0, y.size);
+      scope.free();
+    }
+  }
+
+  /** Frees moments and masters; the model stays. */
+  free(): void {
+    this.scope.free();
+  }
+}
+
+function zeros(
+  scope: Scope,
+  { shape }: Pick<Tensor, 'shape'>,
+  dtype: FloatType,
+): Tensor {
+  const tensor = scope.empty(shape, dtype);
+  const data =
+    dtype === 'f64'
+      ? new Float64Array(tensor.size)
+      : new Float32Array(tensor.size);
+  tensor.backend.write(tensor.storage, data);
+  return tensor;
+}

@@ -1,0 +1,307 @@
+import type { Backend } from '../backend';
+import type { FloatType } from '../dtype';
+import { ArgumentError, AsaError, ConfigError } from '../errors';
+import type { Folder } from '../io/files';
+import { loadModel } from '../io/model-folder';
+import type { Model } from '../model/model';
+import { Scope } from '../scope';
+import type { Tensor } from '../tensor';
+import { AdamW } from './adamw';
+import { Batches } from './batches';
+import {
+  type CheckpointState,
+  latestCheckpoint,
+  readOptimizer,
+  type SaveCheckpointOptions,
+  saveCheckpoint,
+} from './checkpoint';
+import {
+  parseTrainConfig,
+  type TrainConfig,
+  type TrainConfigInput,
+} from './config';
+import type { Documents } from './documents';
+import {
+  accumulate,
+  backpropagate,
+  countedTargets,
+  type Example,
+  freeAll,
+  type Gradients,
+} from './loss';
+import { learningRate } from './schedule';
+
+/** A loss that is not finite or jumped. The weights are those before the step. */
+export class LossError extends AsaError {
+  override readonly name = 'LossError';
+  constructor(
+    readonly step: number,
+    rule: string,
+  ) {
+    super(
+      `train: step ${step}: ${rule}; checkpoints are as they were, go on from the last one with a lower learning rate or other data`,
+    );
+  }
+}
+
+/** What one step did. Plain data: a line of a log. */
+export interface StepEvent {
+  readonly kind: 'step';
+  /** Counts from 1. */
+  readonly step: number;
+  /** Mean cross entropy of the step's targets before the update, nats a token. */
+  readonly loss: number;
+  readonly learningRate: number;
+  /** Global norm of the gradient before clipping. */
+  readonly gradientNorm: number;
+  /** Tokens that the run has learned from so far. */
+  readonly tokens: number;
+  readonly tokensPerSecond: number;
+  /** Passes over the data that were begun, from 1. */
+  readonly epoch: number;
+}
+
+/** Share of the old running mean of the loss that a step leaves. */
+const smoothing = 0.98;
+
+/**
+ * Trains one model in place. The same configuration, data, parameters and
+ * backend give the same bits, whether or not the run was interrupted.
+ */
+export class Trainer {
+  readonly config: TrainConfig;
+  readonly optimizer: AdamW;
+  private readonly batches: Batches;
+  private readonly data: string;
+  private done = 0;
+  private tokens = 0;
+  /** Running mean of the loss, nats. */
+  private usualLoss: number | null = null;
+
+  /**
+   * @throws ConfigError when the configuration breaks a rule or asks for more
+   *   context than the model has; ArgumentError when the data do not fill one
+   *   step's rows.
+   */
+  constructor(
+    readonly model: Model,
+    documents: Documents,
+    config: TrainConfigInput,
+  ) {
+    this.config = parseTrainConfig(config);
+    const { context, seed, rows } = this.config;
+    if (context > model.config.context) {
+      throw new ConfigError(
+        'train config',
+        'context',
+        `must be at most the model's ${model.config.context}, got ${context}`,
+      );
+    }
+    this.batches = new Batches(documents, { context, seed });
+    if (this.batches.rowsInEpoch < rows) {
+      throw new ArgumentError(
+        `train: the data must fill the ${rows} rows of a step, got ${this.batches.rowsInEpoch} rows of ${context} tokens`,
+      );
+    }
+    this.data = documents.fingerprint();
+    const { beta1, beta2, eps, weightDecay, decay, clip } = this.config;
+    this.optimizer = new AdamW(model, {
+      beta1,
+      beta2,
+      eps,
+      weightDecay,
+      decay,
+      clip: clip ?? undefined,
+    });
+  }
+
+  /**
+   * Loads the last checkpoint of a folder, model included; free `model` and
+   * the trainer. The configuration may differ in `steps` only.
+   * @throws CheckpointError when there is none or it is damaged, ConfigError
+   *   when configuration or data are not those that it was made with.
+   */
+  static async resume(
+    folder: Folder,
+    backend: Backend,
+    documents: Documents,
+    config: TrainConfigInput,
+    dtype: FloatType = 'f32',
+  ): Promise<Trainer> {
+    const { version, state } = await latestCheckpoint(folder);
+    const { model } = await loadModel(version, backend, { dtype });
+    let trainer: Trainer | undefined;
+    try {
+      trainer = new Trainer(model, documents, config);
+      trainer.checkSameRun(state, version.path);
+      await readOptimizer(version, trainer.optimizer);
+      trainer.optimizer.roundMasters();
+      trainer.batches.seek(state.position);
+      trainer.done = state.step;
+      trainer.tokens = state.tokens;
+      trainer.usualLoss = state.usualLoss;
+      return trainer;
+    } catch (error) {
+      trainer?.free();
+      model.free();
+      throw error;
+    }
+  }
+
+  /** Steps done. */
+  get steps(): number {
+    return this.done;
+  }
+
+  /**
+   * One step: forward and backward over the next rows, clipping, update.
+   * @throws LossError when loss or gradient are not finite, or the loss jumped;
+   *   the weights are then as before.
+   */
+  async step(): Promise<StepEvent> {
+    const began = performance.now();
+    const { rows, microRows = rows, schedule, steps } = this.config;
+    const step = this.done + 1;
+    const taken = this.batches.take(rows);
+    const passes = chunks(taken, microRows).map((some) => some.flat());
+    const targets = countedTargets(passes.flat());
+    const rate = learningRate(schedule, step, steps);
+    const { loss, gradientNorm } = await this.update(passes, targets, {
+      step,
+      learningRate: rate,
+    });
+    this.done = step;
+    this.tokens += targets;
+    return {
+      kind: 'step',
+      step,
+      loss,
+      learningRate: rate,
+      gradientNorm,
+      tokens: this.tokens,
+      tokensPerSecond: (1000 * targets) / (performance.now() - began),
+      epoch: this.batches.position.epoch + 1,
+    };
+  }
+
+  /** Saves all that `resume` needs. A crash leaves the last one or this one. */
+  async save(folder: Folder, options?: SaveCheckpointOptions): Promise<void> {
+    await saveCheckpoint(
+      folder,
+      this.model,
+      this.optimizer,
+      this.state,
+      options,
+    );
+  }
+
+  /** Frees the optimizer's tensors; the model stays its owner's. */
+  free(): void {
+    this.optimizer.free();
+  }
+
+  private get state(): CheckpointState {
+    return {
+      step: this.done,
+      tokens: this.tokens,
+      usualLoss: this.usualLoss,
+      position: this.batches.position,
+      config: this.config,
+      data: this.data,
+    };
+  }
+
+  private async update(
+    passes: readonly (readonly Example[])[],
+    targets: number,
+    at: { step: number; learningRate: number },
+  ): Promise<{ loss: number; gradientNorm: number }> {
+    const scope = new Scope(this.model.backend);
+    const sum: Gradients = new Map();
+    const parts: Tensor[] = [];
+    try {
+      for (const pass of passes) {
+        const { loss, gradients } = backpropagate(
+          this.model,
+          pass,
+          1 / targets,
+        );
+        parts.push(loss);
+        accumulate(sum, gradients);
+      }
+      const norm = this.optimizer.squaredNorm(scope, sum);
+      const loss = (await total(scope, parts)) / targets;
+      const gradientNorm = Math.sqrt((await scope.read(norm))[0] ?? 0);
+      this.checkLoss(at.step, loss, gradientNorm);
+      this.optimizer.update(sum, norm, at);
+      return { loss, gradientNorm };
+    } finally {
+      freeAll(sum);
+      for (const part of parts) part.free();
+      scope.free();
+    }
+  }
+
+  private checkLoss(step: number, loss: number, gradientNorm: number): void {
+    if (!Number.isFinite(loss)) {
+      throw new LossError(step, `the loss must be finite, got ${loss}`);
+    }
+    if (!Number.isFinite(gradientNorm)) {
+      throw new LossError(
+        step,
+        `the gradient norm must be finite, got ${gradientNorm}`,
+      );
+    }
+    const usual = this.usualLoss ?? loss;
+    const { spike } = this.config;
+    if (spike !== undefined && loss > usual + spike) {
+      throw new LossError(
+        step,
+        `the loss must stay within ${spike} nats of its mean ${usual}, got ${loss}`,
+      );
+    }
+    this.usualLoss = smoothing * usual + (1 - smoothing) * loss;
+  }
+
+  private checkSameRun(saved: CheckpointState, path: string): void {
+    const [mine, theirs]: Record<string, unknown>[] = [
+      { ...this.config },
+      { ...saved.config },
+    ];
+    for (const field of Object.keys({ ...mine, ...theirs })) {
+      const [now, then] = [mine, theirs].map((c) => JSON.stringify(c?.[field]));
+      if (field !== 'steps' && now !== then) {
+        throw new ConfigError(
+          path,
+          field,
+          `must be as in the checkpoint, ${then}, to go on with it, got ${now}`,
+        );
+      }
+    }
+    if (saved.data !== this.data) {
+      throw new ConfigError(
+        path,
+        'data',
+        `must be the checkpoint's documents, fingerprint ${saved.data}, got ${this.data}`,
+      );
+    }
+  }
+}
+
+/** The sum of all elements, in f64. */
+async function total(
+  scope: Scope,
+  tensors: readonly Tensor[],
+): Promise<number> {
+  let sum = 0;
+  for (const tensor of tensors) {
+    for (const value of await scope.read(tensor)) sum += value;
+  }
+  return sum;
+}
+
+function chunks<T>(list: readonly T[], size: number): T[][] {
+  return Array.from({ length: Math.ceil(list.length / size) }, (_, i) =>
+    list.slice(i * size, (i + 1) * size),
+  );
+}
