@@ -1,8 +1,10 @@
 import type { KernelTable } from '@asa/core';
 import { adamwKernels } from './adamw';
 import { addKernels } from './add';
+import { attentionKernels } from './attention';
 import { castKernels } from './cast';
 import { compressKernels } from './compress';
+import { compressedAttentionKernels } from './compressed-attention';
 import { crossEntropyKernels } from './cross-entropy';
 import { gatedSumKernels } from './gated-sum';
 import { gatherRowsBackwardKernels, gatherRowsKernels } from './gather-rows';
@@ -12,6 +14,8 @@ import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';
 import { scatterRowsKernels } from './scatter-rows';
+import { selectBlocksKernels } from './select-blocks';
+import { selectedAttentionKernels } from './selected-attention';
 import { squaredNormKernels } from './squared-norm';
 import { swigluKernels } from './swiglu';
 import { widened } from './widened';
@@ -32,6 +36,10 @@ export const kernels: KernelTable = {
     ...swigluKernels,
     ...crossEntropyKernels,
     ...compressKernels,
+    ...attentionKernels,
+    ...compressedAttentionKernels,
+    ...selectBlocksKernels,
+    ...selectedAttentionKernels,
     ...gatedSumKernels,
     ...linearAttentionKernels,
     ...squaredNormKernels,

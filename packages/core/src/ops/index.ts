@@ -82,3 +82,22 @@ export type OperatorName = keyof typeof operators;
 export type KernelTable = {
   readonly [Name in OperatorName]?: KernelOf<(typeof operators)[Name]>;
 };
+
+export type { AttentionAttributes } from './attention';
+export type {
+  AttentionGradients,
+  AttentionOperands,
+  AttentionResults,
+} from './attention-operands';
+export type { BlockAttributes } from './compress';
+export type { CompressedAttentionAttributes } from './compressed-attention';
+export type { Kernel, KernelOf, Operator } from './operator';
+export type {
+  RankingAttributes,
+  RankingOperands,
+  SelectBlocksAttributes,
+} from './select-blocks';
+export type {
+  SelectedAttentionAttributes,
+  SelectedAttentionOperands,
+} from './selected-attention';
