@@ -22,7 +22,7 @@ export interface CheckpointEvent {
 }
 
 /** The last event of a run. */
-export interface EndEvent {
+export interface TrainEndEvent {
   readonly kind: 'end';
   readonly step: number;
   readonly reason: 'done' | 'aborted';
@@ -33,7 +33,7 @@ export type TrainEvent =
   | StepEvent
   | EvaluationEvent
   | CheckpointEvent
-  | EndEvent;
+  | TrainEndEvent;
 
 export interface TrainOptions {
   /** Step to stop behind; the configuration's `steps` when left out. */
