@@ -1,0 +1,59 @@
+import type { Backend } from '../backend';
+import type { FloatType } from '../dtype';
+import type { OperatorName } from '../ops';
+import {
+  describeCase,
+  type OperatorCase,
+  operatorCases,
+  valuesOfCase,
+} from './arbitraries';
+import { type Comparison, compareOutputs, wrong } from './comparison';
+import { type FuzzOptions, fuzz, type Judgement, type Outcome } from './fuzz';
+import { canRun, referenceOn, runOperator } from './run-operator';
+import { compareLists } from './selection-rule';
+
+/** The backend on trial, and one that computes in double. */
+export interface Trial {
+  readonly backend: Backend;
+  readonly reference: Backend;
+}
+
+/**
+ * Runs an operator on random calls and compares all it writes with the
+ * reference, wholly in double on the same rounded inputs.
+ */
+export function differential(
+  trial: Trial,
+  operator: OperatorName,
+  dtype: FloatType,
+  options: FuzzOptions,
+): Promise<Outcome> {
+  return fuzz(
+    operatorCases[operator],
+    (call) => judgeCase(trial, call, dtype),
+    (call) => describeCase(call, dtype),
+    options,
+  );
+}
+
+/** Compares one call. */
+export async function judgeCase(
+  { backend, reference }: Trial,
+  call: OperatorCase,
+  dtype: FloatType,
+): Promise<Judgement> {
+  const oracle = referenceOn(reference);
+  const { operator, attributes } = call;
+  const inputs = await valuesOfCase(call, dtype, oracle);
+  const can = canRun(backend, operator, inputs, attributes);
+  if (can !== true) return { missing: can };
+  const got = await runOperator(backend, operator, inputs, attributes);
+  if (operator === 'selectBlocks') {
+    const { indices } = got;
+    if (!indices) return wrong('indices are missing');
+    return compareLists(call, inputs, indices, dtype, oracle);
+  }
+  const want = await oracle(operator, inputs, attributes);
+  const context = { inputs, attributes };
+  return compareOutputs(operator, got, want, dtype, context) satisfies Comparison;
+}
