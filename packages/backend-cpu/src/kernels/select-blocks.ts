@@ -6,18 +6,19 @@ import {
   type Sequence,
 } from '@asa/core';
 import { type Floats, floats, indices, type Kernels } from './operands';
-import { dot } from './softmax-attention';
+import { Operands, VisibleKeys } from './softmax-attention';
 
 export const selectBlocksKernels: Kernels<'blockImportance' | 'selectBlocks'> =
   {
     blockImportance(inputs, outputs, attributes) {
       const importance = floats(outputs.importance);
       const [, groups = 0, blocks = 0] = outputs.importance.shape;
+      const importanceOf = ranking(inputs, attributes);
       importance.fill(0);
-      forEachLeader(attributes, (sequence, t, query, row) => {
+      forEachLeader(attributes, ({ sequence, t, query, row }) => {
         if (query === undefined) return;
         for (let g = 0; g < groups; g++) {
-          const P = importanceOf(inputs, attributes, sequence, t, query, g);
+          const P = importanceOf(sequence, t, query, g);
           importance.set(P, (row * groups + g) * blocks);
         }
       });
@@ -28,12 +29,13 @@ export const selectBlocksKernels: Kernels<'blockImportance' | 'selectBlocks'> =
       const lists = indices(outputs.indices);
       const { groups, count } = attributes;
       const previous = inputs.previous && indices(inputs.previous);
+      const importanceOf = ranking(inputs, attributes);
       lists.fill(-1);
-      forEachLeader(attributes, (sequence, t, query, row, s) => {
+      forEachLeader(attributes, ({ sequence, s, t, query, row }) => {
         for (let g = 0; g < groups; g++) {
           const to = (row * groups + g) * count;
           if (query !== undefined) {
-            const P = importanceOf(inputs, attributes, sequence, t, query, g);
+            const P = importanceOf(sequence, t, query, g);
             lists.set(select(P, t, attributes), to);
           } else if (previous) {
             const from = (s * groups + g) * count;
@@ -44,29 +46,32 @@ export const selectBlocksKernels: Kernels<'blockImportance' | 'selectBlocks'> =
     },
   };
 
-/**
- * Calls `body` for every leader that a sequence's queries have. `query` is its
- * row, or undefined where it stands before the first query.
- */
+interface Leader {
+  readonly sequence: Sequence;
+  /** The sequence's number. */
+  readonly s: number;
+  /** Position in the sequence. */
+  readonly t: number;
+  /** Row of its query; none where it stands before the first query. */
+  readonly query: number | undefined;
+  /** Row of its list. */
+  readonly row: number;
+}
+
+/** Every leader of the queries: leader(t) = r floor(t / r) */
 function forEachLeader(
   { sequences, sharing }: RankingAttributes,
-  body: (
-    sequence: Sequence,
-    t: number,
-    query: number | undefined,
-    row: number,
-    s: number,
-  ) => void,
+  body: (leader: Leader) => void,
 ): void {
   sequences.list.forEach((sequence, s) => {
     const { queryStart, queryCount, keyCount, leaderStart } = sequence;
+    if (queryCount === 0) return;
     const first = keyCount - queryCount;
     let row = leaderStart;
-    const start = first - (first % sharing);
-    for (let t = start; t < keyCount; t += sharing) {
-      if (queryCount === 0) return;
-      const query = t >= first ? queryStart + t - first : undefined;
-      body(sequence, t, query, row++, s);
+    for (let t = first - (first % sharing); t < keyCount; t += sharing) {
+      const query = t < first ? undefined : queryStart + t - first;
+      body({ sequence, s, t, query, row });
+      row += 1;
     }
   });
 }
@@ -76,56 +81,39 @@ function forEachLeader(
  * P[j]   = sum over i in g, m in [0, l'/d), k in [0, l/d) of
  *          p_i[(l'/d) j + m - k], for the blocks j <= floor(t / l')
  */
-function importanceOf(
+function ranking(
   inputs: RankingOperands,
   attributes: RankingAttributes,
-  { blockStart }: Sequence,
-  t: number,
-  query: number,
-  group: number,
-): Floats {
+): (sequence: Sequence, t: number, query: number, group: number) => Floats {
   const { length, stride, blockSize, groups, scale } = attributes;
-  const visible = blockCount(t + 1, attributes);
-  const p = new Float64Array(visible);
-  const [, heads = 0] = inputs.q.shape;
+  const operands = new Operands({ ...inputs, v: inputs.k });
   const lse = floats(inputs.lse);
-  const members = heads / groups;
-  for (let i = group * members; i < (group + 1) * members; i++) {
-    for (let b = 0; b < visible; b++) {
-      const s = score(inputs, query, i, blockStart + b) * scale;
-      const norm = lse[query * heads + i] as number;
-      p[b] = (p[b] as number) + Math.exp(s - norm);
-    }
-  }
-  const P = new Float64Array(Math.floor(t / blockSize) + 1);
-  for (let j = 0; j < P.length; j++) {
-    for (let m = 0; m < blockSize / stride; m++) {
-      for (let k = 0; k < length / stride; k++) {
-        const b = (blockSize / stride) * j + m - k;
-        if (b >= 0 && b < visible) P[j] = (P[j] as number) + (p[b] as number);
+  const members = operands.heads / groups;
+  const visible = new VisibleKeys();
+
+  return ({ blockStart }, t, query, group) => {
+    visible.count = 0;
+    visible.add(blockStart, blockStart + blockCount(t + 1, attributes));
+    const p = new Float64Array(visible.count);
+    for (let i = group * members; i < (group + 1) * members; i++) {
+      const scores = operands.scores(query, i, visible, scale);
+      const norm = lse[query * operands.heads + i] as number;
+      for (let b = 0; b < p.length; b++) {
+        p[b] = (p[b] as number) + Math.exp((scores[b] as number) - norm);
       }
     }
-  }
-  // Ranked as the type that scores have, so that ties are ties everywhere.
-  return lse instanceof Float32Array ? Float32Array.from(P) : P;
-}
-
-function score(
-  { q, k, qRope, kRope }: RankingOperands,
-  query: number,
-  head: number,
-  block: number,
-): number {
-  const part = (a: Floats, b: Floats, heads: number, row: number, w: number) =>
-    dot(a, (query * heads + head) * w, b, row * w, w);
-  const [, heads = 0, width = 0] = q.shape;
-  const [, keyHeads = 0] = k.shape;
-  const keyHead = Math.floor(head / (heads / keyHeads));
-  const row = block * keyHeads + keyHead;
-  const content = part(floats(q), floats(k), heads, row, width);
-  if (!qRope || !kRope) return content;
-  const rotary = qRope.shape[2] ?? 0;
-  return content + part(floats(qRope), floats(kRope), heads, block, rotary);
+    const P = new Float64Array(Math.floor(t / blockSize) + 1);
+    for (let j = 0; j < P.length; j++) {
+      for (let m = 0; m < blockSize / stride; m++) {
+        for (let k = 0; k < length / stride; k++) {
+          // Out of range is 0.
+          P[j] = (P[j] as number) + (p[(blockSize / stride) * j + m - k] ?? 0);
+        }
+      }
+    }
+    // Ranked as the type that scores have, so that ties are ties everywhere.
+    return lse instanceof Float32Array ? Float32Array.from(P) : P;
+  };
 }
 
 /** The list of one leader and group, `[n]`. */

@@ -150,7 +150,7 @@ function forEachHead(
 }
 
 /** The operands as arrays, and where a head's rows lie in them. */
-class Operands {
+export class Operands {
   readonly q: Floats;
   readonly k: Floats;
   readonly v: Floats;
@@ -246,7 +246,7 @@ export function dot(
   return s0 + s1 + (s2 + s3);
 }
 
-/** y[c] += factor x[c] */
+/** y[c] += factor x[c], four at a time */
 function addScaled(
   y: Float64Array,
   yStart: number,
@@ -255,7 +255,16 @@ function addScaled(
   xStart: number,
   width: number,
 ): void {
-  for (let c = 0; c < width; c++) {
+  let c = 0;
+  for (; c + 4 <= width; c += 4) {
+    const p = yStart + c;
+    const r = xStart + c;
+    y[p] = (y[p] as number) + factor * (x[r] as number);
+    y[p + 1] = (y[p + 1] as number) + factor * (x[r + 1] as number);
+    y[p + 2] = (y[p + 2] as number) + factor * (x[r + 2] as number);
+    y[p + 3] = (y[p + 3] as number) + factor * (x[r + 3] as number);
+  }
+  for (; c < width; c++) {
     y[yStart + c] =
       (y[yStart + c] as number) + factor * (x[xStart + c] as number);
   }
