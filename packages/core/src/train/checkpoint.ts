@@ -13,7 +13,7 @@ import { openWeights } from '../io/weights';
 import { Model } from '../model/model';
 import { formatShape, type Tensor } from '../tensor';
 import type { AdamW } from './adamw';
-import { parseTrainConfig } from './config';
+import { trainSchema } from './config';
 
 const OPTIMIZER = 'optimizer.safetensors';
 const STATE = 'trainer.json';
@@ -31,7 +31,7 @@ const stateSchema = z.object({
     row: natural,
     random: z.array(z.int()).readonly(),
   }),
-  config: z.unknown().transform((value) => parseTrainConfig(value, STATE)),
+  config: trainSchema,
   /** Fingerprint of the documents. */
   data: z.string(),
 });

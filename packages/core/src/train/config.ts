@@ -5,7 +5,7 @@ import { scheduleFlaw, scheduleSchema } from './schedule';
 const count = z.int().positive();
 const moment = z.number().nonnegative().lt(1);
 
-const trainSchema = z.object({
+export const trainSchema = z.object({
   /** Of the data's order. */
   seed: z.int().default(0),
   /** Steps of the whole run; what the schedule is stretched over. */

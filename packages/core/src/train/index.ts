@@ -6,9 +6,13 @@ export {
   latestCheckpoint,
   type SaveCheckpointOptions,
 } from './checkpoint';
-export * from './config';
+export {
+  parseTrainConfig,
+  type TrainConfig,
+  type TrainConfigInput,
+} from './config';
 export * from './documents';
 export * from './loss';
-export * from './schedule';
+export { learningRate, type Schedule } from './schedule';
 export * from './train';
 export * from './trainer';
