@@ -204,17 +204,16 @@ function checkRelations(config: ModelConfig, path: string): void {
       fail(`attention.${letter}.${field}`, rule),
     );
   }
-  for (const id of [
-    ...config.eos,
-    ...((config.bos ?? -1) < 0 ? [] : [config.bos ?? 0]),
-  ]) {
+  const known = (field: string, id: number) => {
     if (id >= config.vocabularySize) {
       fail(
-        'eos',
+        field,
         `token ${id} is beyond the vocabulary of ${config.vocabularySize}`,
       );
     }
-  }
+  };
+  for (const id of config.eos) known('eos', id);
+  if (config.bos !== undefined) known('bos', config.bos);
 }
 
 type Fail = (field: string, rule: string) => never;

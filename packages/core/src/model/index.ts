@@ -7,3 +7,4 @@ export * from './kv-report';
 export * from './model';
 export * from './parameters';
 export * from './presets';
+export * from './rope';

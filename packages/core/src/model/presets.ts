@@ -170,12 +170,12 @@ function attentionOf(
   }
 }
 
-/** The SwiGLU width, a multiple of 8, that gives the count of full attention. */
+/** The SwiGLU width, a multiple of 4, that gives the count of full attention. */
 function matchParameters(config: ModelConfig, size: Size): ModelConfig {
   const wanted = parameterCount(build(size, 'full'));
   const perUnit = 3 * config.hiddenSize * config.layers;
   const surplus = (parameterCount(config) - wanted) / perUnit;
   const intermediateSize =
-    8 * Math.round((config.intermediateSize - surplus) / 8);
+    4 * Math.round((config.intermediateSize - surplus) / 4);
   return { ...config, intermediateSize };
 }
