@@ -23,6 +23,8 @@ export const wrong = (detail: string): Comparison => ({
 export function worst(comparisons: Iterable<Comparison>): Comparison {
   let result = fine;
   for (const comparison of comparisons) {
+    // Worse than any number.
+    if (Number.isNaN(comparison.percent)) return comparison;
     if (comparison.percent > result.percent) result = comparison;
   }
   return result;
@@ -111,7 +113,10 @@ export function compareBits(
 /** An allowance relative to what is wanted, the same for every value. */
 export function relativeAllowance(want: Values, relative: number): Allowance {
   const size = rootMeanSquare(want.data);
-  return { rms: relative * size, max: 16 * relative * Math.max(size, peakOf(want)) };
+  return {
+    rms: relative * size,
+    max: 16 * relative * Math.max(size, peakOf(want)),
+  };
 }
 
 export function formatPercent(percent: number): string {
@@ -133,7 +138,11 @@ function share(error: number, allowed: number): number {
 }
 
 function place(name: string, got: Values, want: Values, flat: number): string {
-  return `${name}[${indexOf(got, flat)}] is ${got.data[flat]}, must be ${want.data[flat]}`;
+  const value = want.data[flat];
+  const wanted = Number.isNaN(value)
+    ? 'but the reference itself is NaN'
+    : `must be ${value}`;
+  return `${name}[${indexOf(got, flat)}] is ${got.data[flat]}, ${wanted}`;
 }
 
 function indexOf({ shape }: Values, flat: number): string {

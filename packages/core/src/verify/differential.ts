@@ -55,5 +55,11 @@ export async function judgeCase(
   }
   const want = await oracle(operator, inputs, attributes);
   const context = { inputs, attributes };
-  return compareOutputs(operator, got, want, dtype, context) satisfies Comparison;
+  return compareOutputs(
+    operator,
+    got,
+    want,
+    dtype,
+    context,
+  ) satisfies Comparison;
 }

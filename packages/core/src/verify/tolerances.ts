@@ -317,8 +317,7 @@ function attentionGradients({ inputs, attributes }: Call) {
   return {
     dQ: dS * rms(k),
     dK: dS * rms(q) * perGroup,
-    dV:
-      (rms(dO) * perGroup) / Math.sqrt(mostKeys(inputs, attributes)),
+    dV: (rms(dO) * perGroup) / Math.sqrt(mostKeys(inputs, attributes)),
     dQRope: dS * rms(kRope),
     dKRope: dS * rms(qRope) * Math.sqrt(q?.shape[1] ?? 1),
   };

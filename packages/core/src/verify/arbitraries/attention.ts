@@ -288,7 +288,15 @@ function ranking(shape: RankingShape, operator: OperatorName) {
       outputs: ['lse'],
       attributes: { sequences, scale, length, stride },
     },
-    attributes: { sequences, scale, length, stride, groups, blockSize, sharing },
+    attributes: {
+      sequences,
+      scale,
+      length,
+      stride,
+      groups,
+      blockSize,
+      sharing,
+    },
     seed,
   } satisfies OperatorCase;
 }
@@ -317,7 +325,8 @@ const tiedSelection: Cases = fc
   .tuple(rankingShape, listShape, fc.constantFrom(1, 2, 4, 8))
   .map(([shape, lists, size]) => {
     const { groups } = shape.heads;
-    const sharing = size % shape.blocking.sharing === 0 ? shape.blocking.sharing : 1;
+    const sharing =
+      size % shape.blocking.sharing === 0 ? shape.blocking.sharing : 1;
     const blocks = { stride: size, length: size, blockSize: size, sharing };
     const call = ranking(
       {
@@ -528,4 +537,3 @@ export const linearAttentionBackwardCases: Cases = linearShape.map((shape) => {
     inputs: { ...call.inputs, dO: data(rows, shape.heads, shape.valueWidth) },
   };
 });
-

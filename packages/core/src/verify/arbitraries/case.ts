@@ -112,7 +112,13 @@ export function describeCase(
     ([name, { shape }]) => `${name} ${formatShape(shape)}`,
   );
   const same = Object.entries(alias).map(([name, of]) => `${name} is ${of}`);
-  return [...shapes, ...same, dtype, formatAttributes(attributes), `data ${seed}`]
+  return [
+    ...shapes,
+    ...same,
+    dtype,
+    formatAttributes(attributes),
+    `data ${seed}`,
+  ]
     .filter((part) => part !== '')
     .join(', ');
 }

@@ -1,7 +1,11 @@
 import fc from 'fast-check';
 import type { Backend } from '../../backend';
 import type { FloatType } from '../../dtype';
-import { type ModelConfig, type ModelConfigInput, parseConfig } from '../../model/config';
+import {
+  type ModelConfig,
+  type ModelConfigInput,
+  parseConfig,
+} from '../../model/config';
 import { Model } from '../../model/model';
 import { modelParameters, uploadParameters } from '../../model/parameters';
 import { Random } from '../../random';
@@ -16,7 +20,8 @@ export interface ModelCase {
   readonly seed: number;
 }
 
-const vocabularySize = 17;
+/** More than the tokens of a case, so that no two of them are alike. */
+const vocabularySize = 97;
 
 const blocks = fc.constantFrom(
   { length: 1, stride: 1, blockSize: 1, sharing: 1 },
@@ -185,11 +190,18 @@ export async function modelOf(
   return new Model(backend, config, parameters);
 }
 
-/** The tokens of each sequence. */
+/**
+ * The tokens of each sequence, all different: equal tokens would make block
+ * scores that tie but for rounding.
+ */
 export function tokensOf({ lengths, seed }: ModelCase): number[][] {
   const random = Random.fromSeed(seed + 1);
+  const left = Array.from({ length: vocabularySize }, (_, i) => i);
   return lengths.map((length) =>
-    Array.from({ length }, () => random.below(vocabularySize)),
+    Array.from(
+      { length },
+      () => left.splice(random.below(left.length), 1)[0] ?? 0,
+    ),
   );
 }
 

@@ -7,7 +7,19 @@ import {
 } from '../../sequences';
 
 /** Extents around blocks of 4, 8 and 16, and primes; shrinks to 1. */
-export const extent: fc.Arbitrary<number> = fc.constantFrom(1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17);
+export const extent: fc.Arbitrary<number> = fc.constantFrom(
+  1,
+  2,
+  3,
+  4,
+  5,
+  7,
+  8,
+  9,
+  13,
+  16,
+  17,
+);
 
 /** Rows: as extents, with none and with more than a tile of 32 or 64. */
 export const rowCount: fc.Arbitrary<number> = fc.constantFrom(
@@ -15,13 +27,33 @@ export const rowCount: fc.Arbitrary<number> = fc.constantFrom(
 );
 
 /** Channels: odd ones too, since vector loads must end somewhere. */
-export const width: fc.Arbitrary<number> = fc.constantFrom(1, 2, 3, 4, 5, 8, 12, 16, 17, 20);
+export const width: fc.Arbitrary<number> = fc.constantFrom(
+  1,
+  2,
+  3,
+  4,
+  5,
+  8,
+  12,
+  16,
+  17,
+  20,
+);
 
 /** Channels of rotary pairs. */
-export const evenWidth: fc.Arbitrary<number> = fc.constantFrom(2, 4, 6, 8, 16, 18);
+export const evenWidth: fc.Arbitrary<number> = fc.constantFrom(
+  2,
+  4,
+  6,
+  8,
+  16,
+  18,
+);
 
 /** Draws data; sizes are what shrinks. */
-export const dataSeed: fc.Arbitrary<number> = fc.noShrink(fc.integer({ min: 0, max: 0x7fffffff }));
+export const dataSeed: fc.Arbitrary<number> = fc.noShrink(
+  fc.integer({ min: 0, max: 0x7fffffff }),
+);
 
 /** Query heads and the groups that share keys. */
 export const heads = fc

@@ -1,14 +1,14 @@
 import type fc from 'fast-check';
 import type { Backend } from '../../backend';
 import type { FloatType } from '../../dtype';
-import { type FuzzOptions, fuzz, type Judgement, type Outcome } from '../fuzz';
-import { roundoff, type Values } from '../values';
 import {
   type Comparison,
   compareBits,
   compareValues,
   relativeAllowance,
 } from '../comparison';
+import { type FuzzOptions, fuzz, type Judgement, type Outcome } from '../fuzz';
+import { roundoff, type Values } from '../values';
 
 /** What a law is tried on. */
 export interface LawContext {
@@ -37,12 +37,7 @@ export interface LawBody<T> {
   describe(value: T, dtype: FloatType): string;
 }
 
-export function law<T>({
-  name,
-  arbitrary,
-  judge,
-  describe,
-}: LawBody<T>): Law {
+export function law<T>({ name, arbitrary, judge, describe }: LawBody<T>): Law {
   return {
     name,
     check: (context, options) =>

@@ -113,7 +113,13 @@ const causality: readonly Law[] = causal.map((operator) =>
           const rows = future[outputAxis(operator, name)];
           const got = after[name];
           if (!rows || !got) return [];
-          return [compareBits(name, withoutRows(got, rows), withoutRows(values, rows))];
+          return [
+            compareBits(
+              name,
+              withoutRows(got, rows),
+              withoutRows(values, rows),
+            ),
+          ];
         }),
       );
     },
@@ -135,7 +141,8 @@ function axisOf(operator: OperatorName, name: string): Axis {
 
 function outputAxis(operator: OperatorName, name: string): Axis {
   if (name === 'last') return 'other';
-  const isRanking = operator === 'blockImportance' || operator === 'selectBlocks';
+  const isRanking =
+    operator === 'blockImportance' || operator === 'selectBlocks';
   return isRanking ? 'leader' : 'query';
 }
 
@@ -145,8 +152,12 @@ function futureRows(
   inputs: ValuesByName,
   share: number,
 ): Future {
-  const { sequences, length, stride, sharing = 1 } =
-    attributes as SelectBlocksAttributes;
+  const {
+    sequences,
+    length,
+    stride,
+    sharing = 1,
+  } = attributes as SelectBlocksAttributes;
   const query = new Set<number>();
   const key = new Set<number>();
   const block = new Set<number>();
@@ -254,7 +265,9 @@ const wideWindow = operatorLaw(
     const { sequences } = call.call.attributes as { sequences: Sequences };
     const window = Math.max(1, sequences.maxKeys);
     const got = await run(context, call, { attributes: { window } });
-    const want = await run(context, call, { attributes: { window: undefined } });
+    const want = await run(context, call, {
+      attributes: { window: undefined },
+    });
     return worst([
       sameRows(context, 'o', got.o ?? empty, want.o ?? empty),
       sameRows(context, 'lse', got.lse ?? empty, want.lse ?? empty),
@@ -467,7 +480,9 @@ const carriedState = operatorLaw(
     const { sequences } = call.call.attributes as { sequences: Sequences };
     const [early, late] = cut(sequences, 0.5, 1);
     const whole = await run(context, call);
-    const first = await run(context, call, { attributes: { sequences: early } });
+    const first = await run(context, call, {
+      attributes: { sequences: early },
+    });
     const state = first.last ?? empty;
     const second = await run(context, call, {
       inputs: { state },
@@ -532,10 +547,7 @@ function repeatHeads(values: Values, heads: number): Values {
 function pickRows(values: Values, { list }: Sequences): Values {
   const width = sizeOf(values.shape.slice(1));
   const data = list.flatMap(({ queryStart, queryCount }) => [
-    ...values.data.slice(
-      queryStart * width,
-      (queryStart + queryCount) * width,
-    ),
+    ...values.data.slice(queryStart * width, (queryStart + queryCount) * width),
   ]);
   return { ...values, shape: [data.length], data: Float64Array.from(data) };
 }
