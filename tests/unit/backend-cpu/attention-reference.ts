@@ -127,9 +127,11 @@ export const widths = fc.record({
   start: fc.integer({ min: 1, max: 2 ** 30 }),
 });
 
-export type Widths = typeof widths extends fc.Arbitrary<infer T> ? T : never;
+export type Widths = Record<keyof Generated, number>;
 
-/** Random operands; `v` is `k` itself where `isLatent`. */
+type Generated = typeof widths extends fc.Arbitrary<infer T> ? T : never;
+
+/** Random operands. */
 export function operands(
   { groups, perGroup, width, valueWidth, rotary, start }: Widths,
   queryRows: number,
