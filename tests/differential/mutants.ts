@@ -1,5 +1,5 @@
 import type { OperatorName, Tensor } from '@asa/core';
-import { blockImportance, Scope } from '@asa/core';
+import { operators, Scope } from '@asa/core';
 import type { AnyKernel } from '@asa/core/verify';
 import { memoryOf } from '../../packages/backend-cpu/src/memory';
 
@@ -72,7 +72,7 @@ const reversedTies: Mutation = (own) => (inputs, outputs, attributes) => {
   if (!indices) return;
   const scope = new Scope(indices.backend);
   const { importance } = scope.run(
-    blockImportance,
+    operators.blockImportance,
     ranking as never,
     attributes as never,
   );

@@ -120,7 +120,7 @@ export function relativeAllowance(want: Values, relative: number): Allowance {
 }
 
 export function formatPercent(percent: number): string {
-  if (!Number.isFinite(percent)) return 'over any share';
+  if (!(percent < 1e6)) return 'over a million %';
   return `${percent >= 10 ? Math.round(percent) : percent.toPrecision(2)} %`;
 }
 

@@ -111,9 +111,13 @@ const windows = fc.option(
   { nil: undefined },
 );
 
-function attentionForms(self: boolean): Cases {
+function attentionForms(self: boolean, isLong = true): Cases {
   return fc
-    .record({ shape: operandShape, parts: parts(self), window: windows })
+    .record({
+      shape: operandShape,
+      parts: parts(self, isLong),
+      window: windows,
+    })
     .map(({ shape, parts, window }) => {
       const sequences = layOutParts(parts);
       const { queryRows, keyRows } = sequences;
@@ -132,14 +136,14 @@ function attentionForms(self: boolean): Cases {
 }
 
 export const attentionCases = attentionForms(false);
-export const attentionSelfCases = attentionForms(true);
-export const attentionBackwardCases = attentionSelfCases.map((forward) =>
+export const attentionSelfCases = attentionForms(true, false);
+export const attentionBackwardCases = attentionForms(true).map((forward) =>
   backwardOf(forward, 'attentionBackward'),
 );
 
-function compressedForms(self: boolean): Cases {
+function compressedForms(self: boolean, isLong = true): Cases {
   return fc
-    .record({ shape: operandShape, parts: parts(self), blocking })
+    .record({ shape: operandShape, parts: parts(self, isLong), blocking })
     .map(({ shape, parts, blocking }) => {
       const sequences = layOutParts(parts, blocking);
       const { length, stride } = blocking;
@@ -158,17 +162,16 @@ function compressedForms(self: boolean): Cases {
 }
 
 export const compressedAttentionCases = compressedForms(false);
-export const compressedAttentionSelfCases = compressedForms(true);
-export const compressedAttentionBackwardCases =
-  compressedAttentionSelfCases.map((forward) =>
-    backwardOf(forward, 'compressedAttentionBackward'),
-  );
+export const compressedAttentionSelfCases = compressedForms(true, false);
+export const compressedAttentionBackwardCases = compressedForms(true).map(
+  (forward) => backwardOf(forward, 'compressedAttentionBackward'),
+);
 
-function selectedForms(self: boolean): Cases {
+function selectedForms(self: boolean, isLong = true): Cases {
   return fc
     .record({
       shape: operandShape,
-      parts: parts(self),
+      parts: parts(self, isLong),
       blocking,
       count: fc.constantFrom(1, 2, 3, 5, 8),
       listPerHead: fc.boolean(),
@@ -198,8 +201,8 @@ function selectedForms(self: boolean): Cases {
 }
 
 export const selectedAttentionCases = selectedForms(false);
-export const selectedAttentionSelfCases = selectedForms(true);
-export const selectedAttentionBackwardCases = selectedAttentionSelfCases.map(
+export const selectedAttentionSelfCases = selectedForms(true, false);
+export const selectedAttentionBackwardCases = selectedForms(true).map(
   (forward) => backwardOf(forward, 'selectedAttentionBackward'),
 );
 

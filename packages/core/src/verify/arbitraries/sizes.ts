@@ -97,8 +97,12 @@ const long: Part[] = [{ queries: 1031, past: 0, gap: 0 }];
  * Batches of equal sequences, packed documents, sequences with a past, gaps
  * between them, empty ones, none at all, and one of more than 1,000 steps.
  * @param self every query is a key: no past.
+ * @param isLong whether there is that one.
  */
-export function parts(self: boolean): fc.Arbitrary<readonly Part[]> {
+export function parts(
+  self: boolean,
+  isLong = true,
+): fc.Arbitrary<readonly Part[]> {
   const past = self ? fc.constant(0) : fc.oneof(fc.constant(0), tokens);
   const gap = fc.constantFrom(0, 0, 0, 1, 3);
   const part = fc.record({ queries: tokens, past, gap });
@@ -112,8 +116,11 @@ export function parts(self: boolean): fc.Arbitrary<readonly Part[]> {
         .tuple(part, fc.constantFrom(2, 3))
         .map(([one, batch]) => Array.from({ length: batch }, () => one)),
     },
-    { weight: self ? 0 : 1, arbitrary: fc.constant(decodeLong) },
-    { weight: 1, arbitrary: fc.constant(long) },
+    {
+      weight: self || !isLong ? 0 : 1,
+      arbitrary: fc.constant(decodeLong),
+    },
+    { weight: isLong ? 1 : 0, arbitrary: fc.constant(long) },
   );
 }
 

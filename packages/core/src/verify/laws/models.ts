@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import type { LayerContext } from '../../layers/context';
 import type { BatchPart } from '../../model/batch';
 import { Cache } from '../../model/cache';
-import { Model } from '../../model/model';
+import type { Model } from '../../model/model';
 import { Random } from '../../random';
 import { Scope } from '../../scope';
 import {
@@ -254,23 +254,35 @@ async function growing(
 
 /** A window that holds every token is none. */
 const wideWindow: Judge = async (run) => {
-  const { model } = run;
   const capacity = Math.max(...lengthsOf(run));
-  const withWindow = (window: number | undefined) => {
-    const attention = Object.fromEntries(
-      Object.entries(model.config.attention).map(([letter, layer]) => [
-        letter,
-        { ...layer, window } as typeof layer,
-      ]),
-    );
-    const config = { ...model.config, attention };
-    return new Model(model.backend, config, model.parameters);
-  };
-  const parts = run.tokens.map((ids) => ({ tokens: ids }));
-  const got = await logits(withWindow(capacity), parts);
-  const want = await logits(withWindow(undefined), parts);
+  const got = await withWindow(run, capacity);
+  const want = await withWindow(run, undefined);
   return sameModelRows(run.context, 'logits', got, want);
 };
+
+/** Logits of a model that differs by the window of all its layers. */
+async function withWindow(
+  { context, modelCase, tokens }: Run,
+  window: number | undefined,
+): Promise<Values> {
+  const { config } = modelCase;
+  const attention = Object.fromEntries(
+    Object.entries(config.attention).map(([letter, layer]) => [
+      letter,
+      { ...layer, window } as typeof layer,
+    ]),
+  );
+  const changed = { ...modelCase, config: { ...config, attention } };
+  const model = await modelOf(context.backend, changed, context.dtype);
+  try {
+    return await logits(
+      model,
+      tokens.map((ids) => ({ tokens: ids })),
+    );
+  } finally {
+    model.free();
+  }
+}
 
 const isLatent = (pattern: string) => /[GL]/.test(pattern);
 

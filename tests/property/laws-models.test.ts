@@ -1,0 +1,3 @@
+import { checkLaws } from './check-laws';
+
+checkLaws('models');
