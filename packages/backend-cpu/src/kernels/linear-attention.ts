@@ -45,7 +45,8 @@ export const linearAttentionKernels: Kernels<
    * dS_t = a_{t+1} dS_{t+1} + scale q_t dO_t^T
    * dQ_t = scale S_t dO_t,  dK_t = dS_t v_t,  dV_t = dS_t^T k_t
    * d(log a_t) = a_t sum(dS_t S_{t-1})
-   * dDecay_t = d(log a_t) (1 - sigmoid(decay_t)) / temperature
+   * dDecay_t = d(log a_t) (1 - sigmoid(decay_t + bias)) / temperature
+   * dBias = sum_t dDecay_t
    */
   linearAttentionBackward(inputs, outputs, attributes) {
     const { sequences, scale, temperature } = attributes;
@@ -55,11 +56,13 @@ export const linearAttentionKernels: Kernels<
     const k = floats(inputs.k);
     const v = floats(inputs.v);
     const decay = floats(inputs.decay);
+    const bias = inputs.bias && floats(inputs.bias);
     const dO = floats(inputs.dO);
     const dQ = floats(outputs.dQ);
     const dK = floats(outputs.dK);
     const dV = floats(outputs.dV);
     const dDecay = floats(outputs.dDecay);
+    const biasSums = new Float64Array(heads);
     for (const gradient of [dQ, dK, dV, dDecay]) gradient.fill(0);
 
     for (const { queryStart, queryCount } of sequences.list) {
@@ -71,7 +74,7 @@ export const linearAttentionKernels: Kernels<
           const row = t * heads + h;
           const at = row * width;
           const vAt = row * valueWidth;
-          const logit = decay[row] as number;
+          const logit = (decay[row] as number) + (bias?.[h] ?? 0);
           const a = decayFactor(logit, temperature);
           let dA = 0;
           dv.fill(0);
@@ -94,10 +97,13 @@ export const linearAttentionKernels: Kernels<
             dK[at + i] = dk;
           }
           dV.set(dv, vAt);
-          dDecay[row] = (dA * a * sigmoid(-logit)) / temperature;
+          const dLogit = (dA * a * sigmoid(-logit)) / temperature;
+          dDecay[row] = dLogit;
+          biasSums[h] = (biasSums[h] as number) + dLogit;
         });
       }
     }
+    if (outputs.dBias) floats(outputs.dBias).set(biasSums);
   },
 };
 
@@ -105,7 +111,9 @@ export const linearAttentionKernels: Kernels<
 type Step = (S: Float64Array, t: number) => void;
 
 function recurrence(
-  inputs: Readonly<Record<'k' | 'v' | 'decay', Tensor>>,
+  inputs: Readonly<Record<'k' | 'v' | 'decay', Tensor>> & {
+    readonly bias?: Tensor | undefined;
+  },
   temperature: number,
   head: number,
 ): Step {
@@ -114,9 +122,10 @@ function recurrence(
   const k = floats(inputs.k);
   const v = floats(inputs.v);
   const decay = floats(inputs.decay);
+  const bias = inputs.bias ? (floats(inputs.bias)[head] as number) : 0;
   return (S, t) => {
     const row = t * heads + head;
-    const a = decayFactor(decay[row] as number, temperature);
+    const a = decayFactor((decay[row] as number) + bias, temperature);
     for (let i = 0; i < width; i++) {
       const ki = k[row * width + i] as number;
       for (let j = 0; j < valueWidth; j++) {

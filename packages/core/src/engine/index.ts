@@ -9,6 +9,7 @@ export type {
   Timings,
   TokenEvent,
 } from './generate';
+export { loadTokenizer } from './load-tokenizer';
 export * from './sampler';
 export { Session } from './session';
 export { SessionStateError } from './timeline';

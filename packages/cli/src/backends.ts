@@ -1,0 +1,76 @@
+import type { Backend } from '@asa/core';
+import { ExitError, exitCode } from './exit';
+import { note } from './terminal';
+
+/** One way to compute, behind an import that happens when it is asked for. */
+export interface BackendEntry {
+  readonly name: string;
+  /** Why it cannot be used here; nothing when it can. */
+  explain(): Promise<string | undefined>;
+  /** @throws when it cannot be used here. */
+  open(): Promise<Backend>;
+}
+
+/** All backends, the fastest first: the order in which `auto` tries them. */
+export const backends: readonly BackendEntry[] = [
+  {
+    name: 'cpu',
+    explain: async () => undefined,
+    open: async () => (await import('@asa/backend-cpu')).openCpu(),
+  },
+];
+
+/** What `--backend` takes. */
+export const backendNames: readonly string[] = [
+  'auto',
+  ...backends.map(({ name }) => name),
+];
+
+/** A backend that was named and cannot be used here. */
+export class UnavailableError extends ExitError {
+  constructor(name: string, reason: string) {
+    super(
+      exitCode.unavailable,
+      `backend ${name} is not available here: ${reason}`,
+    );
+  }
+}
+
+/**
+ * Opens the backend of that name, or for `auto` the first that can be used,
+ * and then says on stderr which one and why not the ones before.
+ * @throws UnavailableError
+ */
+export async function openBackend(
+  name: string,
+  entries: readonly BackendEntry[] = backends,
+): Promise<Backend> {
+  if (name !== 'auto') {
+    const entry = entries.find((candidate) => candidate.name === name);
+    const opened = entry ? await tryOpen(entry) : 'no such backend';
+    if (typeof opened === 'string') throw new UnavailableError(name, opened);
+    return opened;
+  }
+  const passed: string[] = [];
+  for (const entry of entries) {
+    const opened = await tryOpen(entry);
+    if (typeof opened !== 'string') {
+      note([took(opened), ...passed].join('; '));
+      return opened;
+    }
+    passed.push(`passed over ${entry.name}: ${opened}`);
+  }
+  throw new UnavailableError(name, passed.join('; '));
+}
+
+const took = ({ name, description }: Backend) =>
+  `backend ${name} (${description})`;
+
+/** The backend, or why there is none. */
+async function tryOpen(entry: BackendEntry): Promise<Backend | string> {
+  try {
+    return (await entry.explain()) ?? (await entry.open());
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}

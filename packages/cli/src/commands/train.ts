@@ -1,0 +1,383 @@
+import { appendFile, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  type Backend,
+  Documents,
+  encodeCorpus,
+  type Folder,
+  initialParameters,
+  loadTokenizer,
+  Model,
+  type ModelConfig,
+  type PerplexityOptions,
+  parseConfig,
+  preset,
+  readConfig,
+  saveModel,
+  Tokenizer,
+  type TrainConfigInput,
+  type TrainEvent,
+  Trainer,
+  train,
+  trainBpe,
+} from '@asa/core';
+import { makeFolder, openFolder } from '@asa/core/node';
+import { Command, Option } from '@commander-js/extra-typings';
+import { backendNames, openBackend } from '../backends';
+import { readAll, readTexts, textFiles } from '../corpus';
+import { ExitError, exitCode, UsageError } from '../exit';
+import { interruptible } from '../interrupt';
+import { withProgress } from '../progress';
+import { grouped, note } from '../terminal';
+import { trainingMonitor } from '../training-monitor';
+import { integer, real } from '../values';
+import { writeTokenizer } from './tokenizer';
+
+const positive = integer({ min: 1 });
+const share = real({ min: 0 });
+
+export const command = new Command('train')
+  .description(
+    'Trains a model on text. The folder that comes out is a model folder; ' +
+      'checkpoints and the log are beside it.',
+  )
+  .requiredOption('--data <path...>', 'text files, or folders of .txt files')
+  .requiredOption('--out <folder>', 'where the model goes')
+  .option(
+    '--preset <name>',
+    'tiny, 340m, 1.3b, with -asa, -nsa or -full behind',
+    'tiny',
+  )
+  .option(
+    '--config <file>',
+    'a model folder or a config.json instead of a preset',
+  )
+  .option(
+    '--tokenizer <folder>',
+    "a tokenizer.json's folder; one is trained when left out",
+  )
+  .option(
+    '--vocabulary <n>',
+    'tokens of a tokenizer that is trained',
+    integer({ min: 264, max: 65_536 }),
+  )
+  .option('--steps <n>', 'steps of the run', positive)
+  .option('--tokens <n>', 'about as many tokens, instead of --steps', positive)
+  .option(
+    '--minutes <n>',
+    'save and stop after as many minutes',
+    real({ min: 0 }),
+  )
+  .option(
+    '--context <n>',
+    "tokens of a row; the model's context when left out",
+    positive,
+  )
+  .option('--batch <n>', 'rows of one forward pass', positive, 4)
+  .option('--accumulate <n>', 'forward passes of one step', positive, 1)
+  .option('--learning-rate <x>', 'its peak', share, 1e-3)
+  .option('--warmup <steps>', 'steps up to the peak', integer({ min: 0 }), 50)
+  .addOption(
+    new Option('--schedule <kind>', 'what follows the warm-up')
+      .choices(['cosine', 'wsd', 'constant'])
+      .default('cosine' as const),
+  )
+  .option(
+    '--decay <steps>',
+    'last steps of wsd, a tenth when left out',
+    positive,
+  )
+  .option('--floor <x>', 'learning rate at the end', share)
+  .option('--weight-decay <x>', 'of matrices', share, 0.1)
+  .option('--clip <x>', 'largest gradient norm, 0 for none', share, 1)
+  .option('--seed <n>', 'of the first weights and of the order', integer(), 0)
+  .option('--validation <path...>', 'held-out text, as --data')
+  .option(
+    '--validation-tokens <n>',
+    'tokens of it that are used',
+    positive,
+    32_768,
+  )
+  .option(
+    '--eval-every <steps>',
+    'steps between two held-out losses',
+    positive,
+    200,
+  )
+  .option(
+    '--save-every <steps>',
+    'steps between two checkpoints',
+    positive,
+    200,
+  )
+  .option('--keep <n>', 'checkpoints to keep', positive, 1)
+  .option('--resume', 'go on from the last checkpoint in --out')
+  .option(
+    '--log <file>',
+    'JSON lines of the run; train.jsonl in --out when left out',
+  )
+  .addOption(
+    new Option('--backend <name>', 'what computes')
+      .choices(backendNames)
+      .default('auto'),
+  )
+  .addHelpText(
+    'after',
+    '\nExample:\n  asa train --data ./books --preset tiny --tokens 1e6 --out ./model',
+  )
+  .action(async (options) => {
+    const out = await makeFolder(options.out);
+    const files = await textFiles(options.data);
+    const validation = await textFiles(options.validation ?? []);
+    const tokenizer = await tokenizerFor(out, files, options);
+    const model = await modelConfig(options, tokenizer);
+    const documents = await encode(tokenizer, files, 'reading');
+    const held =
+      validation.length > 0
+        ? firstTokens(
+            await encode(tokenizer, validation, 'reading'),
+            options.validationTokens,
+          )
+        : undefined;
+    const config = trainConfig(options, model);
+    const backend = await openBackend(options.backend);
+    try {
+      const trainer = await openTrainer(
+        { out, backend, documents, config, model },
+        options,
+      );
+      const log = options.log ?? join(options.out, 'train.jsonl');
+      const reason = await interruptible((signal) =>
+        runTraining(trainer, out, {
+          log,
+          signal: withDeadline(signal, options.minutes),
+          checkpoints: {
+            folder: out,
+            every: options.saveEvery,
+            keep: options.keep,
+            alsoWrite: (version) => copyTokenizer(out, version),
+          },
+          evaluation: held && {
+            documents: held,
+            every: options.evalEvery,
+            context: config.context,
+            bytesOf: (id) => tokenizer.tokenBytes(id).length,
+          },
+        }).then((end) => (signal.aborted ? 'interrupted' : end)),
+      );
+      if (reason === 'interrupted') {
+        throw new ExitError(
+          exitCode.interrupted,
+          `stopped at step ${trainer.steps}; --resume goes on from there`,
+        );
+      }
+    } finally {
+      await backend.destroy();
+    }
+  });
+
+type Options = ReturnType<typeof command.opts>;
+
+/** Runs to the end or to the signal; leaves a model folder behind. */
+async function runTraining(
+  trainer: Trainer,
+  out: Folder,
+  {
+    log,
+    signal,
+    checkpoints,
+    evaluation,
+  }: {
+    log: string;
+    signal: AbortSignal;
+    checkpoints: NonNullable<Parameters<typeof train>[1]>['checkpoints'];
+    evaluation:
+      | (PerplexityOptions & { documents: Documents; every: number })
+      | undefined;
+  },
+): Promise<'done' | 'aborted'> {
+  const monitor = trainingMonitor(trainer.config.steps);
+  let reason: 'done' | 'aborted' = 'done';
+  try {
+    for await (const event of train(trainer, {
+      signal,
+      ...(checkpoints && { checkpoints }),
+      ...(evaluation && { evaluation }),
+    })) {
+      monitor.show(event);
+      await appendFile(log, `${JSON.stringify(event satisfies TrainEvent)}\n`);
+      if (event.kind === 'end') reason = event.reason;
+    }
+  } finally {
+    monitor.stop();
+  }
+  await saveModel(out, trainer.model);
+  return reason;
+}
+
+async function tokenizerFor(
+  out: Folder,
+  files: readonly string[],
+  { tokenizer: given, vocabulary, resume }: Options,
+): Promise<Tokenizer> {
+  const source = given ? await openFolder(given) : resume ? out : undefined;
+  if (source) {
+    const tokenizer = await loadTokenizer(source, 65_536);
+    if (!tokenizer) {
+      throw new UsageError(`${source.path}: holds no tokenizer.json`);
+    }
+    if (source !== out) await copyTokenizer(source, out);
+    return tokenizer;
+  }
+  const texts = await readAll(files);
+  const trained = await withProgress('merging', async (update) =>
+    trainBpe(texts, {
+      vocabularySize: vocabulary ?? 4096,
+      onProgress: ({ done, total }) => total && update(done, total),
+    }),
+  );
+  await writeTokenizer(out, trained);
+  return Tokenizer.fromJson(
+    trained.tokenizerJson,
+    trained.tokenizerConfig,
+    `${out.path}/tokenizer.json`,
+  );
+}
+
+async function copyTokenizer(from: Folder, to: Folder): Promise<void> {
+  for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
+    if (!(await from.has(name))) continue;
+    const file = await from.open(name);
+    try {
+      const bytes = await file.read(0, file.size);
+      await to.write(name, (sink) => sink.write(bytes));
+    } finally {
+      await file.close();
+    }
+  }
+}
+
+/** The model to train: its vocabulary and special tokens are the tokenizer's. */
+async function modelConfig(
+  options: Options,
+  tokenizer: Tokenizer,
+): Promise<ModelConfig> {
+  const { bosId, eosId, vocabularySize } = tokenizer;
+  const base = options.config
+    ? await readModelConfig(options.config)
+    : preset(options.preset);
+  const context = Math.max(base.context, options.context ?? 0);
+  return parseConfig(
+    {
+      ...base,
+      context,
+      vocabularySize,
+      bos: bosId,
+      eos: eosId === undefined ? [] : [eosId],
+    },
+    options.config ?? `preset ${options.preset}`,
+  );
+}
+
+async function readModelConfig(path: string): Promise<ModelConfig> {
+  if (!path.endsWith('.json')) {
+    return (await readConfig(await openFolder(path))).config;
+  }
+  const text = await readFile(path, 'utf8').catch((cause) => {
+    throw new UsageError(`${path}: ${cause.message}`, { cause });
+  });
+  try {
+    return parseConfig(
+      { vocabularySize: 1, ...JSON.parse(text), bos: undefined, eos: [] },
+      path,
+    );
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause;
+    throw new UsageError(`${path}: not JSON, ${cause.message}`, { cause });
+  }
+}
+
+async function encode(
+  tokenizer: Tokenizer,
+  files: readonly string[],
+  label: string,
+): Promise<Documents> {
+  const tokens = await withProgress(label, (update) =>
+    encodeCorpus(tokenizer, readTexts(files), {
+      onProgress: ({ documents }) => update(documents, files.length),
+    }),
+  );
+  const { eosId } = tokenizer;
+  note(`${files.length} documents, ${grouped(tokens.length)} tokens`);
+  return eosId === undefined
+    ? Documents.of([tokens])
+    : Documents.split(tokens, eosId);
+}
+
+/** About `count` tokens, the same share of the start of every document. */
+function firstTokens(documents: Documents, count: number): Documents {
+  const share = Math.ceil(count / documents.count);
+  return Documents.of(
+    Array.from({ length: documents.count }, (_, i) =>
+      documents.at(i).subarray(0, share),
+    ),
+  );
+}
+
+function trainConfig(options: Options, model: ModelConfig): TrainConfigInput {
+  const { batch, accumulate, steps, tokens, warmup, clip } = options;
+  const context = options.context ?? model.context;
+  const rows = batch * accumulate;
+  const all = steps ?? (tokens && Math.ceil(tokens / (rows * context)));
+  if (all === undefined) {
+    throw new UsageError('train: --steps or --tokens must be given');
+  }
+  const peak = options.learningRate;
+  const common = { peak, warmup: Math.min(warmup, Math.floor(all / 2)) };
+  const floor = options.floor ?? peak / 10;
+  const decay = options.decay ?? Math.ceil(all / 10);
+  return {
+    seed: options.seed,
+    steps: all,
+    context,
+    rows,
+    microRows: batch,
+    weightDecay: options.weightDecay,
+    clip: clip === 0 ? null : clip,
+    schedule:
+      options.schedule === 'constant'
+        ? { kind: 'constant', ...common }
+        : options.schedule === 'cosine'
+          ? { kind: 'cosine', ...common, floor }
+          : { kind: 'warmup-stable-decay', ...common, decay, floor },
+  };
+}
+
+async function openTrainer(
+  run: {
+    out: Folder;
+    backend: Backend;
+    documents: Documents;
+    config: TrainConfigInput;
+    model: ModelConfig;
+  },
+  { resume, seed }: Options,
+): Promise<Trainer> {
+  const { out, backend, documents, config, model } = run;
+  if (resume) {
+    const trainer = await Trainer.resume(out, backend, documents, config);
+    note(`going on behind step ${trainer.steps}`);
+    return trainer;
+  }
+  const dtype = 'f32';
+  const parameters = await initialParameters(backend, model, { seed, dtype });
+  return new Trainer(new Model(backend, model, parameters), documents, config);
+}
+
+function withDeadline(
+  signal: AbortSignal,
+  minutes: number | undefined,
+): AbortSignal {
+  if (minutes === undefined) return signal;
+  return AbortSignal.any([signal, AbortSignal.timeout(minutes * 60_000)]);
+}

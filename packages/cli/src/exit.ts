@@ -1,0 +1,56 @@
+/** What the shell learns when `asa` ends. */
+export const exitCode = {
+  ok: 0,
+  failure: 1,
+  usage: 2,
+  mismatch: 3,
+  unavailable: 4,
+  interrupted: 130,
+} as const;
+
+/** An error that decides the exit code. Its message is all that a user needs. */
+export class ExitError extends Error {
+  constructor(
+    readonly code: number,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+/** The command line asks for what cannot be. */
+export class UsageError extends ExitError {
+  constructor(message: string, options?: ErrorOptions) {
+    super(exitCode.usage, message, options);
+  }
+}
+
+/**
+ * Prints an error as one line on stderr, with the stack under `ASA_DEBUG=1`.
+ * @returns the exit code that fits.
+ */
+export async function report(error: unknown): Promise<number> {
+  process.stderr.write(`asa: ${oneLine(await explain(error))}\n`);
+  if (process.env.ASA_DEBUG === '1' && error instanceof Error) {
+    process.stderr.write(`${error.stack}\n`);
+  }
+  return error instanceof ExitError ? error.code : exitCode.failure;
+}
+
+export const oneLine = (text: string): string =>
+  text.trim().replace(/\s*\n\s*/g, ' ');
+
+async function explain(error: unknown): Promise<string> {
+  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof ExitError) return message;
+  // Imported here, because most commands that fail early never need it.
+  const { AsaError } = await import('@asa/core');
+  const isOurBug =
+    error instanceof AsaError
+      ? message.startsWith('internal:')
+      : !(error instanceof Error && 'code' in error);
+  if (!isOurBug) return message;
+  const text = message.startsWith('internal:') ? message : `internal: ${error}`;
+  return `${text} (this is a bug in asa; ASA_DEBUG=1 shows where)`;
+}

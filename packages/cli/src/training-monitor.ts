@@ -1,0 +1,68 @@
+import type { TrainEvent } from '@asa/core';
+import { formatDuration, formatNumber, grouped, note } from './terminal';
+
+/** Shows a training run on stderr. */
+export interface TrainingMonitor {
+  show(event: TrainEvent): void;
+  stop(): void;
+}
+
+/** Seconds between two lines where stderr is no terminal. */
+const QUIET_SECONDS = 10;
+
+/**
+ * One line that is written over where stderr is a terminal, else a line every
+ * ten seconds. Held-out losses and checkpoints get lines of their own.
+ */
+export function trainingMonitor(steps: number): TrainingMonitor {
+  const { stderr } = process;
+  const began = performance.now();
+  let shown = Number.NEGATIVE_INFINITY;
+  let first: number | undefined;
+  const clear = () => stderr.isTTY && stderr.write('\r\x1b[K');
+  return {
+    show(event) {
+      const now = performance.now();
+      if (event.kind === 'step') {
+        first ??= event.step - 1;
+        const isLast = event.step === steps;
+        if (!stderr.isTTY && now - shown < QUIET_SECONDS * 1000 && !isLast) {
+          return;
+        }
+        shown = now;
+        const each = (now - began) / 1000 / (event.step - first);
+        clear();
+        stderr.write(stepLine(event, steps, each) + (stderr.isTTY ? '' : '\n'));
+      } else if (event.kind === 'evaluation') {
+        clear();
+        const { loss, bitsPerByte } = event;
+        const bits =
+          bitsPerByte === undefined
+            ? ''
+            : `, ${bitsPerByte.toFixed(4)} bits a byte`;
+        note(`step ${event.step}: held-out loss ${loss.toFixed(4)}${bits}`);
+      } else if (event.kind === 'checkpoint') {
+        clear();
+        note(`step ${event.step}: saved`);
+      }
+    },
+    stop: () => stderr.isTTY && stderr.write('\n'),
+  };
+}
+
+function stepLine(
+  event: Extract<TrainEvent, { kind: 'step' }>,
+  steps: number,
+  secondsPerStep: number,
+): string {
+  const left = formatDuration((steps - event.step) * secondsPerStep);
+  return [
+    `step ${event.step}/${steps}`,
+    `loss ${event.loss.toFixed(4)}`,
+    `rate ${event.learningRate.toExponential(1)}`,
+    `norm ${event.gradientNorm.toFixed(2)}`,
+    `${formatNumber(event.tokensPerSecond)} tokens/s`,
+    `${grouped(event.tokens)} tokens`,
+    `${left} left`,
+  ].join('  ');
+}

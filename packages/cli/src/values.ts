@@ -1,0 +1,74 @@
+import { InvalidArgumentError } from '@commander-js/extra-typings';
+
+/** Limits of a number, both included. */
+export interface Range {
+  readonly min?: number;
+  readonly max?: number;
+}
+
+/** Parses a whole number such as `12` or `1e6`. */
+export function integer(range: Range = {}): (text: string) => number {
+  return (text) => {
+    const value = parse(text);
+    if (!Number.isSafeInteger(value) || !isWithin(value, range)) {
+      throw refuse('a whole number', range, text);
+    }
+    return value;
+  };
+}
+
+/** Parses a finite number such as `0.7`. */
+export function real(range: Range = {}): (text: string) => number {
+  return (text) => {
+    const value = parse(text);
+    if (!Number.isFinite(value) || !isWithin(value, range)) {
+      throw refuse('a number', range, text);
+    }
+    return value;
+  };
+}
+
+const units: Readonly<Record<string, number>> = {
+  '': 1,
+  KB: 1e3,
+  MB: 1e6,
+  GB: 1e9,
+  KIB: 2 ** 10,
+  MIB: 2 ** 20,
+  GIB: 2 ** 30,
+};
+
+/** Parses a size in bytes such as `500MB` or `2GiB`. */
+export function byteCount(text: string): number {
+  const [, digits, unit] = /^([0-9.e]+) ?([a-z]*)$/i.exec(text) ?? [];
+  const value = parse(digits ?? '') * (units[unit?.toUpperCase() ?? ''] ?? 0);
+  if (Number.isFinite(value) && value >= 1) return Math.floor(value);
+  throw new InvalidArgumentError('It must be a size such as 500MB or 2GiB.');
+}
+
+/** Collects the values of an option that may be given several times. */
+export function collect(value: string, before: readonly string[]): string[] {
+  return [...before, value];
+}
+
+/** `Number('')` is 0, which nobody means. */
+function parse(text: string): number {
+  return text.trim() === '' ? Number.NaN : Number(text);
+}
+
+function isWithin(value: number, { min, max }: Range): boolean {
+  return !(value < (min ?? value)) && !(value > (max ?? value));
+}
+
+function refuse(
+  kind: string,
+  { min, max }: Range,
+  text: string,
+): InvalidArgumentError {
+  const from = min === undefined ? '' : ` of at least ${min}`;
+  const to = max === undefined ? '' : ` and at most ${max}`;
+  const limits = min === undefined ? to.replace(' and', ' of') : from + to;
+  return new InvalidArgumentError(
+    `It must be ${kind}${limits}, got ${JSON.stringify(text)}.`,
+  );
+}
