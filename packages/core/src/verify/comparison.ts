@@ -110,12 +110,16 @@ export function compareBits(
   return fine;
 }
 
-/** An allowance relative to what is wanted, the same for every value. */
-export function relativeAllowance(want: Values, relative: number): Allowance {
-  const size = rootMeanSquare(want.data);
+/** An allowance relative to the size of what is wanted, at least of `floor`. */
+export function relativeAllowance(
+  want: Values,
+  relative: number,
+  floor = 0,
+): Allowance {
+  const size = Math.max(rootMeanSquare(want.data), floor);
   return {
     rms: relative * size,
-    max: 16 * relative * Math.max(size, peakOf(want)),
+    max: 4 * relative * Math.max(size, peakOf(want)),
   };
 }
 

@@ -86,7 +86,8 @@ export function sequencesOf(attributes: unknown): Sequences | undefined {
   return sequences instanceof Sequences ? sequences : undefined;
 }
 
-function doubled(inputs: ValuesByName): ValuesByName {
+/** The inputs with the types that an operator wholly in double takes. */
+export function doubled(inputs: ValuesByName): ValuesByName {
   const made = new Map<Values, Values>();
   return Object.fromEntries(
     Object.entries(inputs).map(([name, values]) => {

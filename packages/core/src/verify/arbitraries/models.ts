@@ -10,6 +10,7 @@ import { Model } from '../../model/model';
 import { modelParameters, uploadParameters } from '../../model/parameters';
 import { Random } from '../../random';
 import { sizeOf } from '../../tensor';
+import { roundedTo } from '../values';
 import { dataSeed } from './sizes';
 
 /** A small model of random shape, and the tokens it is run on. */
@@ -160,17 +161,24 @@ export function modelCases(
         rope: { style },
         tieEmbeddings,
         context: 64,
+        // A norm of next to nothing would magnify rounding without bound.
+        normEps: 0.1,
       }),
       lengths,
       seed,
     }));
 }
 
-/** Weights large enough that attention is far from uniform. */
+/**
+ * Weights large enough that attention is far from uniform.
+ * @param rounded the type that they are rounded to first: a reference in
+ *   double gets the weights of the model on trial.
+ */
 export async function modelOf(
   backend: Backend,
   { config, seed }: ModelCase,
   dtype: FloatType,
+  rounded = dtype,
 ): Promise<Model> {
   const random = Random.fromSeed(seed);
   const parameters = await uploadParameters(
@@ -180,11 +188,12 @@ export async function modelOf(
     async ({ shape, init }) => {
       const isConstant = 'constant' in init;
       const mean = isConstant ? init.constant : 0;
-      const deviation = isConstant ? 0.3 : 1.5 / Math.sqrt(shape.at(-1) ?? 1);
-      return Float64Array.from(
+      const deviation = isConstant ? 0.3 : 1 / Math.sqrt(shape.at(-1) ?? 1);
+      const values = Float64Array.from(
         { length: sizeOf(shape) },
         () => mean + deviation * random.normal(),
       );
+      return roundedTo(values, rounded);
     },
   );
   return new Model(backend, config, parameters);

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { Tape } from '../../autograd';
-import type { HostArray } from '../../dtype';
+import type { FloatType, HostArray } from '../../dtype';
+import type { Model } from '../../model/model';
 import { type OperatorName, operators } from '../../ops';
 import { Random } from '../../random';
 import { Scope } from '../../scope';
@@ -16,32 +17,36 @@ import {
 } from '../arbitraries';
 import {
   describeModel,
+  type ModelCase,
   modelCases,
   modelOf,
   patterns,
   tokensOf,
 } from '../arbitraries/models';
-import { type Comparison, compareBits, worst } from '../comparison';
-import type { Judgement } from '../fuzz';
+import { type Comparison, compareBits, fine, worst } from '../comparison';
 import {
   anyOperator,
+  doubled,
   referenceOn,
   sequencesOf,
   uploadAll,
   type ValuesByName,
 } from '../run-operator';
-import { download, type Values } from '../values';
+import {
+  download,
+  rootMeanSquare,
+  roundedTo,
+  upload,
+  type Values,
+} from '../values';
 import { withKernels } from '../wrap-backend';
-import { type Law, type LawContext, law } from './law';
+import { closeGradients, type Law, type LawContext, law } from './law';
+import { isAmbiguous } from './near-ties';
 
 /** Largest relative error of a derivative. */
 const tolerance = 1e-6;
 /** Step along a direction of unit normal components. */
 const step = 1e-5;
-
-const needsDouble: Judgement = {
-  missing: 'central differences need f64, which the backend has not got',
-};
 
 /**
  * The derivative of f at 0, from four values: the error is of fourth order in
@@ -89,41 +94,89 @@ const constants = new Set(['frequencies', 'state']);
 
 const operatorGradients: readonly Law[] = differentiable.map((operator) =>
   law({
-    name: `${operator}: gradients are central differences`,
+    name: `${operator}: gradients`,
     arbitrary: differentiableCases[operator] ?? operatorCases[operator],
     describe: describeCase,
     judge: judgeOperator,
   }),
 );
 
+/**
+ * Central differences where the backend has f64. Elsewhere they would show
+ * rounding only, so gradients are compared with those of the reference.
+ */
 async function judgeOperator(
   context: LawContext,
   call: OperatorCase,
-): Promise<Judgement> {
-  if (context.dtype !== 'f64') return needsDouble;
-  const oracle = referenceOn(context.reference);
-  const { state: _, ...values } = await valuesOfCase(call, 'f64', oracle);
+): Promise<Comparison> {
+  const { dtype, reference } = context;
+  const oracle = referenceOn(reference);
+  const { state: _, ...values } = await valuesOfCase(call, dtype, oracle);
   const inputs = awayFromPoles(call.operator, values);
   const random = Random.fromSeed(call.seed + 1);
   const weights = await outputWeights(context, call, inputs, random);
   const gradients = await gradientsOf(context, call, inputs, weights);
+  if (dtype !== 'f64') {
+    const exact = { ...context, backend: reference, dtype: 'f64' } as const;
+    const doubles = doubled(inputs);
+    const want = await gradientsOf(exact, call, doubles, weights);
+    return compareGradients(
+      context,
+      byName(inputs, gradients),
+      byName(doubles, want),
+    );
+  }
   const size = Math.sqrt(weights.length);
   const results: Comparison[] = [];
   for (const [value, gradient] of gradients) {
     const direction = Float64Array.from(normal(random, value.data.length));
     const names = Object.keys(inputs).filter((name) => inputs[name] === value);
+    const at = (x: number) =>
+      evaluate(context, call, moved(inputs, value, direction, x), weights);
     results.push(
       await compareAlong(
         names.join(' and '),
         gradient.data,
         direction,
         size,
-        (x) =>
-          evaluate(context, call, moved(inputs, value, direction, x), weights),
+        at,
       ),
     );
   }
   return worst(results);
+}
+
+function byName(
+  inputs: ValuesByName,
+  gradients: ReadonlyMap<Values, Values>,
+): Map<string, Values> {
+  const named = new Map<string, Values>();
+  for (const [name, value] of Object.entries(inputs)) {
+    const gradient = gradients.get(value);
+    if (gradient) named.set(name, gradient);
+  }
+  return named;
+}
+
+/** A gradient may cancel: its error is that of the others' size then. */
+function compareGradients(
+  context: LawContext,
+  got: ReadonlyMap<string, Values>,
+  want: ReadonlyMap<string, Values>,
+): Comparison {
+  const sizes = [...want.values()].map(({ data }) => rootMeanSquare(data));
+  const floor = 0.1 * Math.max(0, ...sizes);
+  return worst(
+    [...want].map(([name, gradient]) =>
+      closeGradients(
+        context,
+        `gradient of ${name}`,
+        got.get(name) ?? { ...gradient, data: new Float64Array(0) },
+        gradient,
+        floor,
+      ),
+    ),
+  );
 }
 
 /** A norm of values near 0 bends within a step. */
@@ -162,7 +215,7 @@ const mainOutput = (outputs: Readonly<Record<string, Tensor | undefined>>) => {
 };
 
 async function withCall<T>(
-  { backend }: LawContext,
+  { backend, dtype }: LawContext,
   { operator, attributes }: OperatorCase,
   inputs: ValuesByName,
   use: (
@@ -179,7 +232,7 @@ async function withCall<T>(
     for (const [name, tensor] of Object.entries(tensors)) {
       if (tensor.dtype !== 'i32' && !constants.has(name)) tape.watch(tensor);
     }
-    const given = operator === 'cast' ? { dtype: 'f64' } : attributes;
+    const given = operator === 'cast' ? { dtype } : attributes;
     const outputs = scope.run(anyOperator(operator), tensors, given);
     return await use(mainOutput(outputs), tensors, tape, scope);
   } finally {
@@ -195,7 +248,7 @@ function outputWeights(
   random: Random,
 ): Promise<Float64Array> {
   return withCall(context, call, inputs, async ({ size }) =>
-    Float64Array.from(normal(random, size)),
+    roundedTo(Float64Array.from(normal(random, size)), context.dtype),
   );
 }
 
@@ -223,7 +276,11 @@ function gradientsOf(
     call,
     inputs,
     async (output, tensors, tape, scope) => {
-      const seed = scope.tensor(weights, output.shape, 'f64');
+      const seed = upload(scope, {
+        shape: output.shape,
+        dtype: output.dtype,
+        data: weights,
+      });
       const sources = Object.entries(tensors).filter(
         ([name, { dtype }]) => dtype !== 'i32' && !constants.has(name),
       );
@@ -243,47 +300,83 @@ function gradientsOf(
   );
 }
 
-const layerPatterns = patterns;
-
-const layerGradients: readonly Law[] = layerPatterns.map((pattern) =>
+const layerGradients: readonly Law[] = patterns.map((pattern) =>
   law({
-    name: `${pattern}: gradients are central differences`,
+    name: `${pattern}: gradients`,
     arbitrary: fc.tuple(
       modelCases(pattern, 12),
       fc.double({ min: 0, max: 1, noNaN: true }),
     ),
     describe: ([modelCase, share], dtype) =>
       `${describeModel(modelCase, dtype)}, share ${share}`,
-    judge: async (context, [modelCase, share]) => {
-      if (context.dtype !== 'f64') return needsDouble;
-      const lists = new FixedLists();
-      const backend = lists.on(context.backend);
-      const model = await modelOf(backend, modelCase, 'f64');
-      try {
-        const examples = nextTokens(tokensOf(modelCase));
-        lists.record();
-        const { loss, gradients } = backpropagate(model, examples, 1);
-        loss.free();
-        const read = await readAll(gradients);
-        freeAll(gradients);
-        const names = [...model.parameters.keys()];
-        const one = names[Math.floor(share * (names.length - 1))] ?? '';
-        const random = Random.fromSeed(modelCase.seed + 3);
-        const along = (chosen: readonly string[]) =>
-          compareParameters(model, chosen, read, random, () => {
-            lists.replay();
-            return totalLoss(model, examples);
-          });
-        return worst([await along(names), await along([one])]);
-      } finally {
-        lists.free();
-        model.free();
-      }
-    },
+    judge: (context, [modelCase, share]) =>
+      context.dtype === 'f64'
+        ? compareDifferences(context, modelCase, share)
+        : compareWithReference(context, modelCase),
   }),
 );
 
-const repeatedGradients: readonly Law[] = layerPatterns.map((pattern) =>
+async function compareDifferences(
+  context: LawContext,
+  modelCase: ModelCase,
+  share: number,
+): Promise<Comparison> {
+  const lists = new FixedLists();
+  const backend = lists.on(context.backend);
+  const model = await modelOf(backend, modelCase, 'f64');
+  try {
+    const examples = nextTokens(tokensOf(modelCase));
+    lists.record();
+    const gradients = await modelGradients(model, examples);
+    const names = [...model.parameters.keys()];
+    const one = names[Math.floor(share * (names.length - 1))] ?? '';
+    const random = Random.fromSeed(modelCase.seed + 3);
+    const along = (chosen: readonly string[]) =>
+      compareParameters(model, chosen, gradients, random, () => {
+        lists.replay();
+        return totalLoss(model, examples);
+      });
+    return worst([await along(names), await along([one])]);
+  } finally {
+    lists.free();
+    model.free();
+  }
+}
+
+async function compareWithReference(
+  context: LawContext,
+  modelCase: ModelCase,
+): Promise<Comparison> {
+  const examples = nextTokens(tokensOf(modelCase));
+  const on = async (backend: LawContext['backend'], dtype: FloatType) => {
+    const model = await modelOf(backend, modelCase, dtype, context.dtype);
+    try {
+      return await modelGradients(model, examples);
+    } finally {
+      model.free();
+    }
+  };
+  const got = await on(context.backend, context.dtype);
+  const want = await on(context.reference, 'f64');
+  const result = compareGradients(context, got, want);
+  if (result.percent <= 100) return result;
+  return (await isAmbiguous(context, modelCase)) ? fine : result;
+}
+
+async function modelGradients(
+  model: Model,
+  examples: readonly Example[],
+): Promise<Map<string, Values>> {
+  const { loss, gradients } = backpropagate(model, examples, 1);
+  gradients.set('loss', loss);
+  try {
+    return await readAll(gradients);
+  } finally {
+    freeAll(gradients);
+  }
+}
+
+const repeatedGradients: readonly Law[] = patterns.map((pattern) =>
   law({
     name: `${pattern}: the same gradients twice, to the bit`,
     arbitrary: modelCases(pattern, 16),
@@ -294,10 +387,8 @@ const repeatedGradients: readonly Law[] = layerPatterns.map((pattern) =>
         const examples = nextTokens(tokensOf(modelCase));
         const runs: ValuesByName[] = [];
         for (let i = 0; i < 2; i++) {
-          const { loss, gradients } = backpropagate(model, examples, 1);
-          gradients.set('loss', loss);
-          runs.push(Object.fromEntries(await readAll(gradients)));
-          freeAll(gradients);
+          const gradients = await modelGradients(model, examples);
+          runs.push(Object.fromEntries(gradients));
         }
         const [first = {}, second = {}] = runs;
         return worst(
@@ -313,11 +404,9 @@ const repeatedGradients: readonly Law[] = layerPatterns.map((pattern) =>
   }),
 );
 
-type LossModel = Awaited<ReturnType<typeof modelOf>>;
-
 /** Compares along one direction over some parameters together. */
 async function compareParameters(
-  model: LossModel,
+  model: Model,
   names: readonly string[],
   gradients: ReadonlyMap<string, Values>,
   random: Random,
@@ -358,7 +447,7 @@ function nextTokens(rows: readonly (readonly number[])[]): Example[] {
 }
 
 async function totalLoss(
-  model: LossModel,
+  model: Model,
   examples: readonly Example[],
 ): Promise<number> {
   const each = await losses(model, examples);

@@ -51,10 +51,15 @@ export function law<T>({ name, arbitrary, judge, describe }: LawBody<T>): Law {
 }
 
 /**
- * A layer is about ten operators of at most 64 roundings each; models of laws
- * have up to three, and two ways of the same sums differ by both their errors.
+ * Models of laws have up to three layers of about ten operators, evaluated in
+ * two ways: errors of 64 roundings each, whose squares add up.
  */
-const modelGrowth = 2 * 3 * 10 * 64;
+const modelGrowth = Math.sqrt(2 * 3 * 10) * 64;
+/**
+ * Errors of the forward pass are factors of the backward one, which takes them
+ * through up to three layers; each may double them.
+ */
+const gradientGrowth = 2 ** 3 * modelGrowth;
 /** One operator, evaluated in two ways. */
 const operatorGrowth = 2 * 64;
 
@@ -86,13 +91,26 @@ export const closeModels = (
   want: Values,
 ) => close(context, name, got, want, modelGrowth);
 
+/**
+ * Equal within the rounding of a model's gradients.
+ * @param floor size that the errors have even where the gradient is smaller.
+ */
+export const closeGradients = (
+  context: LawContext,
+  name: string,
+  got: Values,
+  want: Values,
+  floor: number,
+) => close(context, name, got, want, gradientGrowth, floor);
+
 function close(
   { dtype }: LawContext,
   name: string,
   got: Values,
   want: Values,
   growth: number,
+  floor?: number,
 ): Comparison {
-  const allowed = relativeAllowance(want, growth * roundoff[dtype]);
+  const allowed = relativeAllowance(want, growth * roundoff[dtype], floor);
   return compareValues(name, got, want, allowed);
 }

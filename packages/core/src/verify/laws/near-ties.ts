@@ -36,7 +36,7 @@ export async function isAmbiguous(
       reads.push(hasNearTie(scope, importance, indices, roundoff[dtype]));
     },
   });
-  const model = await modelOf(backend, modelCase, 'f64');
+  const model = await modelOf(backend, modelCase, 'f64', dtype);
   const scope = new Scope(backend);
   const batch = model.batch(tokensOf(modelCase).map((tokens) => ({ tokens })));
   try {
