@@ -127,7 +127,8 @@ function select(
   const all = Array.from({ length: own + 1 }, (_, j) => j);
   const forced = all.filter(isForced);
   const others = all.filter((j) => !isForced(j));
-  others.sort((a, b) => (P[b] as number) - (P[a] as number) || a - b);
+  // The sort is stable: blocks that tie stay in ascending order.
+  others.sort((a, b) => (P[b] as number) - (P[a] as number));
   const chosen = [...forced, ...others.slice(0, count - forced.length)];
   const list = new Int32Array(count).fill(-1);
   list.set(chosen.sort((a, b) => a - b));

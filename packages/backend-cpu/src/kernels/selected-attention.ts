@@ -35,7 +35,7 @@ function visibility(
         const block = lists[i] as number;
         const from = block * blockSize;
         const to = Math.min(from + blockSize, t + 1);
-        if (block >= 0 && from < to) keys.add(keyStart + from, keyStart + to);
+        if (block >= 0) keys.add(keyStart + from, keyStart + to);
       }
     },
   };

@@ -12,7 +12,7 @@ export class VisibleKeys {
   rows = new Int32Array(64);
   count = 0;
 
-  /** Adds the rows `[from, to)`. */
+  /** Adds the rows `[from, to)`; none where `to <= from`. */
   add(from: number, to: number): void {
     if (this.count + to - from > this.rows.length) this.grow(to - from);
     for (let row = from; row < to; row++) this.rows[this.count++] = row;
