@@ -6,9 +6,9 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 const cases = 200;
 
 /** In which file a law is tried: three files, so that they run side by side. */
-export type LawGroup = 'operators' | 'models' | 'gradients';
+type LawGroup = 'operators' | 'models' | 'gradients';
 
-export function groupOf({ name }: Law): LawGroup {
+function groupOf({ name }: Law): LawGroup {
   if (/gradients/.test(name)) return 'gradients';
   return /^[A-Z]+: /.test(name) ? 'models' : 'operators';
 }

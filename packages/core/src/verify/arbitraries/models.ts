@@ -73,7 +73,7 @@ const latent = {
 } as const;
 
 /** Every kind of attention, by its letter. */
-export const attentions = {
+const attentions = {
   /** ASA's global layer. */
   G: fc.tuple(sparse, groups, optional(fc.constant(6)), fc.boolean()).map(
     ([shape, groups, queryLatentWidth, gateBias]): Attention => ({

@@ -108,6 +108,7 @@ export function parts(
   const part = fc.record({ queries: tokens, past, gap });
   const decode = fc.record({ queries: fc.constant(1), past, gap });
   return fc.oneof(
+    { withCrossShrink: true },
     { weight: 12, arbitrary: fc.array(part, { maxLength: 3 }) },
     { weight: 4, arbitrary: fc.array(decode, { maxLength: 4 }) },
     {
