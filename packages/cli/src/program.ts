@@ -14,6 +14,22 @@ interface Entry {
 
 /** Every command; its code is read when it is asked for. */
 const entries: Readonly<Record<string, Entry>> = {
+  generate: {
+    summary: 'continue a text',
+    load: () => import('./commands/generate'),
+  },
+  chat: {
+    summary: 'talk with a model',
+    load: () => import('./commands/chat'),
+  },
+  eval: {
+    summary: 'measure what a model can do',
+    load: () => import('./commands/eval'),
+  },
+  verify: {
+    summary: 'prove a backend',
+    load: () => import('./commands/verify'),
+  },
   train: {
     summary: 'train a model on text',
     load: () => import('./commands/train'),

@@ -1,0 +1,166 @@
+import { createInterface } from 'node:readline';
+import {
+  type ChatMessage,
+  type Engine,
+  renderChat,
+  type Session,
+} from '@asa/core';
+import { WorkerTemplateRunner } from '@asa/core/node';
+import { Command } from '@commander-js/extra-typings';
+import { UsageError } from '../exit';
+import { interruptible } from '../interrupt';
+import {
+  backendOption,
+  dtypeOption,
+  modelOption,
+  withEngine,
+} from '../open-model';
+import { samplingOf, withSampling } from '../sampling';
+import { colors, note } from '../terminal';
+
+const help = '/reset forgets all, /undo the last answer, /exit or Ctrl-D ends';
+
+export const command = withSampling(
+  new Command('chat')
+    .description("Talks with a model in its chat template's form.")
+    .addOption(modelOption)
+    .option('--system <text>', 'what the model is told first'),
+)
+  .addOption(dtypeOption)
+  .addOption(backendOption)
+  .addHelpText('after', `\nIn the chat: ${help}.\n\nExample:\n  asa chat`)
+  .action((options) =>
+    withEngine(options, async (engine) => {
+      const chat = new Chat(engine, options.system);
+      const { cyan } = colors(process.stderr);
+      const isTalk = process.stdin.isTTY === true;
+      if (isTalk) note(help);
+      const lines = createInterface({
+        input: process.stdin,
+        output: process.stderr,
+        prompt: cyan('> '),
+        terminal: isTalk,
+      });
+      lines.on('SIGINT', () =>
+        // At the prompt Ctrl-C ends; during an answer it stops the answer.
+        process.listenerCount('SIGINT') > 0
+          ? process.emit('SIGINT')
+          : lines.close(),
+      );
+      if (isTalk) lines.prompt();
+      for await (const line of lines) {
+        if (line.trim() === '/exit') break;
+        await answer(chat, line, samplingOf(options));
+        if (isTalk) lines.prompt();
+      }
+      lines.close();
+    }),
+  );
+
+async function answer(
+  chat: Chat,
+  line: string,
+  sampling: ReturnType<typeof samplingOf>,
+): Promise<void> {
+  const text = line.trim();
+  if (text === '') return;
+  if (text === '/reset') return chat.reset();
+  if (text === '/undo') return chat.undo();
+  if (text.startsWith('/')) return note(help);
+  await interruptible(async (signal) => {
+    for await (const piece of chat.say(text, { ...sampling, signal })) {
+      process.stdout.write(piece);
+    }
+  });
+  process.stdout.write('\n');
+}
+
+/** A conversation over one session: what was said stays in its cache. */
+class Chat {
+  private readonly session: Session;
+  private messages: ChatMessage[] = [];
+  private readonly runner = new WorkerTemplateRunner();
+  private readonly template: string;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly system: string | undefined,
+  ) {
+    const template = engine.tokenizer?.chatTemplate;
+    if (template === undefined) {
+      throw new UsageError('chat: the model has no chat template');
+    }
+    this.template = template;
+    this.session = engine.session();
+    this.reset();
+  }
+
+  reset(): void {
+    this.session.reset();
+    this.messages =
+      this.system === undefined
+        ? []
+        : [{ role: 'system', content: this.system }];
+  }
+
+  /** Forgets the last question and its answer. */
+  undo(): void {
+    const last = this.messages.findLastIndex(({ role }) => role === 'user');
+    if (last >= 0) this.messages = this.messages.slice(0, last);
+  }
+
+  /** Text of the answer, as it comes. */
+  async *say(
+    content: string,
+    options: ReturnType<typeof samplingOf> & { signal: AbortSignal },
+  ): AsyncGenerator<string, void, undefined> {
+    const { engine, session } = this;
+    const asked = [...this.messages, { role: 'user', content }];
+    const tokens = await this.render(asked);
+    const room = session.capacity - tokens.length;
+    if (room < 1) {
+      note(`the conversation is longer than the context; /reset starts anew`);
+      return;
+    }
+    // Only what differs from the cached turns runs again.
+    const known = commonPrefix(session.tokens, tokens);
+    session.rollback(Math.min(known, tokens.length - 1));
+    let said = '';
+    for await (const event of engine.generate(session, {
+      ...options,
+      prompt: tokens.subarray(session.length),
+      eos: this.endTokens(),
+    })) {
+      said += event.text;
+      yield event.text;
+    }
+    this.messages = [...asked, { role: 'assistant', content: said }];
+  }
+
+  private async render(messages: readonly ChatMessage[]): Promise<Int32Array> {
+    const { tokenizer } = this.engine;
+    if (!tokenizer) throw new UsageError('chat: the model has no tokenizer');
+    const token = (id: number | undefined) =>
+      id === undefined ? '' : (tokenizer.token(id) ?? '');
+    const text = await renderChat(this.template, messages, {
+      runner: this.runner,
+      bosToken: token(tokenizer.bosId),
+      eosToken: token(tokenizer.eosId),
+    });
+    return tokenizer.encode(text, { addSpecialTokens: false });
+  }
+
+  /** The model's end tokens, and those that end a turn in our own template. */
+  private endTokens(): number[] {
+    const { tokenizer, config } = this.engine;
+    const turn = tokenizer?.idOf('<|end|>');
+    const end = tokenizer?.eosId;
+    return [...config.eos, turn, end].filter((id) => id !== undefined);
+  }
+}
+
+function commonPrefix(a: Int32Array, b: Int32Array): number {
+  const end = Math.min(a.length, b.length);
+  for (let i = 0; i < end; i++) if (a[i] !== b[i]) return i;
+  return end;
+}
