@@ -278,3 +278,36 @@ describe('a rollback to every length, then the tokens once more', () => {
     engine.free();
   });
 });
+
+describe('a failure at any operator loses nothing', () => {
+  it.each(configs)('%s', async (_, config) => {
+    const { failure, backend, engine } = await open(config);
+    const oracle = new Oracle(engine);
+    const tokens = Array.from(
+      { length: 30 },
+      (_, i) => (i * 7 + (i >> 2)) % 19,
+    );
+    const held = tokens.slice(0, 21);
+    const want = await oracle.logits(Int32Array.from(tokens.slice(0, 22)));
+    const before = backend.memory().bytesInUse;
+    let hasFailed = true;
+    for (let operator = 1; hasFailed; operator++) {
+      const session = engine.session({ capacity, ring: false });
+      await session.extend(held);
+      failure.after = operator;
+      hasFailed = await session.extend(tokens.slice(21)).then(
+        () => false,
+        () => true,
+      );
+      failure.after = Number.POSITIVE_INFINITY;
+      if (hasFailed) {
+        expect([...session.tokens]).toEqual(held);
+        const logits = await session.extend(tokens.slice(21, 22));
+        const where = `after operator ${operator}`;
+        expect(rmsRatio(logits, want), where).toBeLessThan(1e-5);
+      }
+      session.free();
+      expect(backend.memory().bytesInUse).toBe(before);
+    }
+  });
+});

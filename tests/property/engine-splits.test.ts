@@ -67,7 +67,9 @@ class Reference {
 
   async check(where: string, dtype: FloatType): Promise<void> {
     expect(this.worst, `RMS ratio ${where}`).toBeLessThan(allowed[dtype]!);
-    for (const [leader, list] of await this.recorder.take()) {
+    const lists = await this.recorder.take();
+    expect(this.recorder.doubleWrites, `rows written twice ${where}`).toBe(0);
+    for (const [leader, list] of lists) {
       expect(list, `block list ${leader} ${where}`).toBe(
         this.lists.get(leader),
       );

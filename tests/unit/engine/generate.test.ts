@@ -16,6 +16,7 @@ import {
   mla,
   openPoisoned,
   randomTokens,
+  rmsRatio,
   tinyConfig,
   tinyModel,
 } from './tiny-models';
@@ -433,6 +434,25 @@ describe('refused before anything changes', () => {
     );
     await expect(engine.extend([session], [])).rejects.toThrow('each session');
     expect(() => engine.session({ capacity: 0 })).toThrow('capacity');
+  });
+});
+
+describe('16-bit models', () => {
+  const config = tinyConfig('GL', {
+    G: gla({ blocks: [4, 4, 8], sharing: 4 }),
+    L: mla(5),
+  });
+  it.each([
+    ['f16', 0.01],
+    ['bf16', 0.08],
+  ] as const)('give logits in f32: %s', async (dtype, most) => {
+    // Six tokens: two blocks, of which nothing is left to choose.
+    const tokens = randomTokens(6, 3);
+    const run = async (type: 'f32' | 'f16' | 'bf16') => {
+      const model = await tinyModel(await openPoisoned(), config, type);
+      return Engine.from(model).session().extend(tokens, { chunk: 2 });
+    };
+    expect(rmsRatio(await run(dtype), await run('f32'))).toBeLessThan(most);
   });
 });
 

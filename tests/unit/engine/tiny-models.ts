@@ -158,6 +158,7 @@ export async function openPoisoned(
     operator: OperatorName,
     outputs: Readonly<Record<string, Tensor>>,
     attributes: unknown,
+    inputs: Readonly<Record<string, Tensor>>,
   ) => void,
 ): Promise<Backend> {
   const backend = await openCpu({ poison: true });
@@ -167,7 +168,7 @@ export async function openPoisoned(
       name,
       (inputs: never, outputs: never, attributes: never) => {
         kernel(inputs, outputs, attributes);
-        onCall(name as OperatorName, outputs, attributes);
+        onCall(name as OperatorName, outputs, attributes, inputs);
       },
     ]),
   );
@@ -179,8 +180,12 @@ interface Lists {
   readonly sharing: number;
 }
 
-/** Collects every block list that a model chooses, by layer and leader. */
+/**
+ * Collects every block list that a model chooses, by layer and leader, and
+ * counts writes of several rows to one, whose order a GPU does not keep.
+ */
 export class ListRecorder {
+  doubleWrites = 0;
   private readonly reads: Promise<void>[] = [];
   private lists = new Map<string, string>();
   private calls = 0;
@@ -193,7 +198,8 @@ export class ListRecorder {
     this.globalLayers = Array.from({ length: config.layers }).filter((_, i) =>
       hasLists(config.attention[letters[i % letters.length]!]),
     ).length;
-    return openPoisoned((operator, outputs, attributes) => {
+    return openPoisoned((operator, outputs, attributes, inputs) => {
+      if (operator === 'scatterRows') this.checkDistinct(inputs.rows!);
       if (operator !== 'selectBlocks') return;
       this.record(outputs.indices!, attributes as Lists);
     });
@@ -205,6 +211,13 @@ export class ListRecorder {
     const { lists } = this;
     this.lists = new Map();
     return lists;
+  }
+
+  private checkDistinct(rows: Tensor): void {
+    const read = rows.backend.read(rows.storage).then((values) => {
+      if (new Set(values).size < values.length) this.doubleWrites += 1;
+    });
+    this.reads.push(read);
   }
 
   private record(indices: Tensor, attributes: Lists): void {
