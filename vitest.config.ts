@@ -31,6 +31,8 @@ export default defineConfig({
           name: 'sources',
           include: ['tests/**/*.test.ts'],
           exclude: ['tests/end-to-end/**'],
+          // Far above what any test takes: a busy machine is no failure.
+          testTimeout: 60_000,
         },
       },
       {
@@ -40,7 +42,7 @@ export default defineConfig({
         test: {
           name: 'built',
           include: ['tests/end-to-end/**/*.test.ts'],
-          testTimeout: 60_000,
+          testTimeout: 120_000,
         },
       },
     ],

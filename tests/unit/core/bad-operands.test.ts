@@ -332,6 +332,20 @@ describe('operators refuse', () => {
   });
 });
 
+describe('a backend', () => {
+  it('opens and closes a thousand times', async () => {
+    for (let i = 0; i < 1000; i++) {
+      const each = await openCpu();
+      const inner = new Scope(each);
+      const x = inner.tensor(Float32Array.of(i), [1], 'f32');
+      const { y } = inner.run(operators.add, { a: x, b: x }, {});
+      expect((await inner.read(y))[0]).toBe(2 * i);
+      await each.destroy();
+      expect(each.memory().bytesInUse).toBe(0);
+    }
+  });
+});
+
 describe('operators take', () => {
   it('no rows at all', async () => {
     const none = Sequences.uniform(0, 0);

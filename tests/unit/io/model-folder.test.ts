@@ -229,7 +229,7 @@ describe('loadModel', () => {
         dtype: 'f32',
       }),
     );
-    await saveModel(folder, model, { maxShardBytes: 200_000 });
+    await saveModel(folder, model, { maxShardBytes: 900_000 });
     expect((await folder.list()).length).toBeGreaterThan(3);
     const { model: loaded, family } = await loadModel(folder, backend);
     expect(family).toBe('asa');
