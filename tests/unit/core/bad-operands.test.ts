@@ -340,8 +340,9 @@ describe('a backend', () => {
       const x = inner.tensor(Float32Array.of(i), [1], 'f32');
       const { y } = inner.run(operators.add, { a: x, b: x }, {});
       expect((await inner.read(y))[0]).toBe(2 * i);
-      await each.destroy();
+      inner.free();
       expect(each.memory().bytesInUse).toBe(0);
+      await each.destroy();
     }
   });
 });
