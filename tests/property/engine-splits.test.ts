@@ -139,7 +139,7 @@ const independent = (window: number) =>
     ),
   });
 
-const longCases: [string, ModelConfig][] = [
+const cases: [string, ModelConfig][] = [
   ['ASA 4/4/4, r 1, w 5, mean', asa([4, 4, 4], 1, 5)],
   [
     'ASA 8/4/8, r 2, w 8, weighted, block-start',
@@ -150,9 +150,6 @@ const longCases: [string, ModelConfig][] = [
     asa([4, 4, 8], 4, 17, 'linear', 'none', 3),
   ],
   ['ASA 8/4/8, r 4, w 12, mlp', asa([8, 4, 8], 4, 12, 'mlp')],
-];
-
-const cases: [string, ModelConfig][] = [
   ['ASA 4/4/4, r 2, w 6, mlp, none', asa([4, 4, 4], 2, 6, 'mlp', 'none')],
   [
     'ASA 4/4/4, r 4, w 7, linear, block-start',
@@ -201,7 +198,7 @@ const cases: [string, ModelConfig][] = [
 ];
 
 describe('prefill and decode equal one prefill, at every split', () => {
-  it.each(longCases)(
+  it.each(cases)(
     '%s, up to 130 tokens',
     async (_, config) => {
       await checkSplits(config, 130, true, 'f32');
@@ -209,7 +206,7 @@ describe('prefill and decode equal one prefill, at every split', () => {
     60_000,
   );
 
-  it.each([...longCases, ...cases])(
+  it.each(cases)(
     '%s, up to 42 tokens',
     async (_, config) => {
       await checkSplits(config, 42, true, 'f32');
