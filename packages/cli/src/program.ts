@@ -5,7 +5,7 @@ import {
 } from '@commander-js/extra-typings';
 import { version } from '../package.json';
 import { exitCode, oneLine, report } from './exit';
-import { applySettings } from './settings';
+import { applySettings, deferRequired } from './settings';
 
 interface Entry {
   readonly summary: string;
@@ -115,6 +115,7 @@ async function loadCommand(name: string): Promise<CommandUnknownOpts> {
   const command = (await entries[name]?.load())?.command as CommandUnknownOpts;
   for (const leaf of leaves(command)) {
     leaf.option('--config-file <file>', 'settings to use, as JSON');
+    deferRequired(leaf);
   }
   loaded.set(name, command);
   return command;

@@ -1,20 +1,29 @@
-import { TextDecoder } from 'node:util';
+import type { Tokenizer } from '@asa/core';
 import { UsageError } from './exit';
 
-/** Far more text than any context holds. */
-const MAX_BYTES = 64 * 2 ** 20;
+/** The most bytes of text that `tokens` tokens can stand for. */
+export function textLimit(tokenizer: Tokenizer, tokens: number): number {
+  let longest = 1;
+  for (let id = 0; id < tokenizer.vocabularySize; id++) {
+    longest = Math.max(longest, tokenizer.tokenBytes(id).length);
+  }
+  return tokens * longest;
+}
 
 /**
  * All of standard input as text.
+ * @param most bytes of it that can be of use; one more is refused at once.
  * @throws UsageError where it is no text, or too much.
  */
-export async function readInput(): Promise<string> {
+export async function readInput(most: number): Promise<string> {
   const pieces: Buffer[] = [];
   let bytes = 0;
   for await (const piece of process.stdin as AsyncIterable<Buffer>) {
     bytes += piece.length;
-    if (bytes > MAX_BYTES) {
-      throw new UsageError('standard input: at most 64 MiB of text');
+    if (bytes > most) {
+      throw new UsageError(
+        `standard input: more text than the context holds, over ${most} bytes`,
+      );
     }
     pieces.push(piece);
   }

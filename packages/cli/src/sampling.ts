@@ -3,6 +3,7 @@ import {
   type Command,
   InvalidArgumentError,
 } from '@commander-js/extra-typings';
+import { UsageError } from './exit';
 import { collect, integer, real } from './values';
 
 /** Adds the options that say how tokens are chosen. */
@@ -18,7 +19,7 @@ export function withSampling<
     .option(
       '--top-p <x>',
       'only the best tokens that together have this probability',
-      real({ min: 0, max: 1 }),
+      real({ above: 0, max: 1 }),
     )
     .option(
       '--min-p <x>',
@@ -28,7 +29,7 @@ export function withSampling<
     .option(
       '--repetition-penalty <x>',
       'above 1: what occurred comes less often',
-      real({ min: 1e-6 }),
+      real({ above: 0 }),
     )
     .option(
       '--frequency-penalty <x>',
@@ -38,7 +39,7 @@ export function withSampling<
     .option('--presence-penalty <x>', 'off a logit once its token came', real())
     .option(
       '--logit-bias <id=value>',
-      'added to a token’s logit; may be repeated',
+      "added to a token's logit; may be repeated",
       logitBias,
       new Map<number, number>(),
     )
@@ -79,6 +80,19 @@ export function samplingOf(options: SamplingOptions): GenerateOptions {
     stop,
     ...(logitBias.size > 0 && { logitBias }),
   };
+}
+
+/** @throws UsageError for a token that the model has not got. */
+export function checkLogitBias(
+  { logitBias }: SamplingOptions,
+  vocabularySize: number,
+): void {
+  for (const id of logitBias.keys()) {
+    if (id < vocabularySize) continue;
+    throw new UsageError(
+      `--logit-bias: a token must be from 0 to ${vocabularySize - 1}, got ${id}`,
+    );
+  }
 }
 
 function logitBias(

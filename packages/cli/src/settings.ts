@@ -31,9 +31,27 @@ export async function applySettings(
   const { configFile } = command.opts();
   const explicit = typeof configFile === 'string' ? configFile : undefined;
   const path = explicit ?? defaultConfigFile();
-  if (path === undefined) return;
-  const settings = await readSettings(path, explicit !== undefined);
+  const settings = path && (await readSettings(path, explicit !== undefined));
   if (settings) await applyFile(command, { path, settings }, all);
+  checkRequired(command);
+}
+
+const required = new WeakSet<Option>();
+
+/** Commander would look for required options before the settings are in. */
+export function deferRequired(command: CommandUnknownOpts): void {
+  for (const option of command.options) {
+    if (option.mandatory) required.add(option);
+    option.mandatory = false;
+  }
+}
+
+function checkRequired(command: CommandUnknownOpts): void {
+  for (const option of command.options) {
+    const value = command.getOptionValue(option.attributeName());
+    if (value !== undefined || !required.has(option)) continue;
+    throw new UsageError(`required option '${option.flags}' not specified`);
+  }
 }
 
 type Settings = Readonly<Record<string, unknown>>;

@@ -82,5 +82,9 @@ export function formatDuration(seconds: number): string {
     : `${minutes}:${two(rest % 60)}`;
 }
 
+/** `1 file`, `2 files`. */
+export const counted = (count: number, what: string): string =>
+  `${count} ${what}${count === 1 ? '' : 's'}`;
+
 /** Thousands apart: `1,234,567`. */
 export const grouped = (value: number): string => value.toLocaleString('en-US');

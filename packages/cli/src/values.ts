@@ -1,8 +1,9 @@
 import { InvalidArgumentError } from '@commander-js/extra-typings';
 
-/** Limits of a number, both included. */
+/** Limits of a number: `min` and `max` are included, `above` is not. */
 export interface Range {
   readonly min?: number;
+  readonly above?: number;
   readonly max?: number;
 }
 
@@ -11,7 +12,7 @@ export function integer(range: Range = {}): (text: string) => number {
   return (text) => {
     const value = parse(text);
     if (!Number.isSafeInteger(value) || !isWithin(value, range)) {
-      throw refuse('a whole number', range, text);
+      throw refuse('a whole number', range);
     }
     return value;
   };
@@ -22,7 +23,7 @@ export function real(range: Range = {}): (text: string) => number {
   return (text) => {
     const value = parse(text);
     if (!Number.isFinite(value) || !isWithin(value, range)) {
-      throw refuse('a number', range, text);
+      throw refuse('a number', range);
     }
     return value;
   };
@@ -46,8 +47,9 @@ export function byteCount(text: string): number {
   throw new InvalidArgumentError('It must be a size such as 500MB or 2GiB.');
 }
 
-/** Collects the values of an option that may be given several times. */
+/** Collects the texts of an option that may be given several times. */
 export function collect(value: string, before: readonly string[]): string[] {
+  if (value === '') throw new InvalidArgumentError('It must not be empty.');
   return [...before, value];
 }
 
@@ -56,19 +58,23 @@ function parse(text: string): number {
   return text.trim() === '' ? Number.NaN : Number(text);
 }
 
-function isWithin(value: number, { min, max }: Range): boolean {
-  return !(value < (min ?? value)) && !(value > (max ?? value));
+function isWithin(value: number, { min, above, max }: Range): boolean {
+  return (
+    value >= (min ?? value) &&
+    value > (above ?? Number.NEGATIVE_INFINITY) &&
+    value <= (max ?? value)
+  );
 }
 
 function refuse(
   kind: string,
-  { min, max }: Range,
-  text: string,
+  { min, above, max }: Range,
 ): InvalidArgumentError {
-  const from = min === undefined ? '' : ` of at least ${min}`;
-  const to = max === undefined ? '' : ` and at most ${max}`;
-  const limits = min === undefined ? to.replace(' and', ' of') : from + to;
-  return new InvalidArgumentError(
-    `It must be ${kind}${limits}, got ${JSON.stringify(text)}.`,
-  );
+  const limits = [
+    min === undefined ? [] : [`at least ${min}`],
+    above === undefined ? [] : [`above ${above}`],
+    max === undefined ? [] : [`at most ${max}`],
+  ].flat();
+  const rule = limits.length > 0 ? `${kind}, ${limits.join(' and ')}` : kind;
+  return new InvalidArgumentError(`It must be ${rule}.`);
 }

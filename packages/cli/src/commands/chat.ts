@@ -1,4 +1,4 @@
-import { createInterface } from 'node:readline';
+import { createInterface, type Interface } from 'node:readline';
 import {
   type ChatMessage,
   type Engine,
@@ -7,7 +7,7 @@ import {
 } from '@asa/core';
 import { WorkerTemplateRunner } from '@asa/core/node';
 import { Command } from '@commander-js/extra-typings';
-import { UsageError } from '../exit';
+import { exitCode, UsageError } from '../exit';
 import { interruptible } from '../interrupt';
 import {
   backendOption,
@@ -15,7 +15,8 @@ import {
   modelOption,
   withEngine,
 } from '../open-model';
-import { samplingOf, withSampling } from '../sampling';
+import { textLimit } from '../read-input';
+import { checkLogitBias, samplingOf, withSampling } from '../sampling';
 import { colors, note } from '../terminal';
 
 const help = '/reset forgets all, /undo the last answer, /exit or Ctrl-D ends';
@@ -31,6 +32,7 @@ export const command = withSampling(
   .addHelpText('after', `\nIn the chat: ${help}.\n\nExample:\n  asa chat`)
   .action((options) =>
     withEngine(options, async (engine) => {
+      checkLogitBias(options, engine.config.vocabularySize);
       const chat = new Chat(engine, options.system);
       const { cyan } = colors(process.stderr);
       const isTalk = process.stdin.isTTY === true;
@@ -45,7 +47,7 @@ export const command = withSampling(
         // At the prompt Ctrl-C ends; during an answer it stops the answer.
         process.listenerCount('SIGINT') > 0
           ? process.emit('SIGINT')
-          : lines.close(),
+          : leave(lines),
       );
       if (isTalk) lines.prompt();
       for await (const line of lines) {
@@ -56,6 +58,11 @@ export const command = withSampling(
       lines.close();
     }),
   );
+
+function leave(lines: Interface): void {
+  process.exitCode = exitCode.interrupted;
+  lines.close();
+}
 
 async function answer(
   chat: Chat,
@@ -75,23 +82,31 @@ async function answer(
   process.stdout.write('\n');
 }
 
+const tooLong =
+  'the conversation is longer than the context; /undo or /reset makes room';
+
 /** A conversation over one session: what was said stays in its cache. */
 class Chat {
   private readonly session: Session;
   private messages: ChatMessage[] = [];
   private readonly runner = new WorkerTemplateRunner();
   private readonly template: string;
+  /** No more text than this fits, whatever its tokens are. */
+  private readonly limit: number;
 
   constructor(
     private readonly engine: Engine,
     private readonly system: string | undefined,
   ) {
-    const template = engine.tokenizer?.chatTemplate;
-    if (template === undefined) {
-      throw new UsageError('chat: the model has no chat template');
+    const { tokenizer } = engine;
+    if (tokenizer?.chatTemplate === undefined) {
+      throw new UsageError(
+        '--model: the folder has no tokenizer with a chat template',
+      );
     }
-    this.template = template;
+    this.template = tokenizer.chatTemplate;
     this.session = engine.session();
+    this.limit = textLimit(tokenizer, this.session.capacity);
     this.reset();
   }
 
@@ -115,13 +130,11 @@ class Chat {
     options: ReturnType<typeof samplingOf> & { signal: AbortSignal },
   ): AsyncGenerator<string, void, undefined> {
     const { engine, session } = this;
+    if (content.length > this.limit) return note(tooLong);
     const asked = [...this.messages, { role: 'user', content }];
     const tokens = await this.render(asked);
     const room = session.capacity - tokens.length;
-    if (room < 1) {
-      note(`the conversation is longer than the context; /reset starts anew`);
-      return;
-    }
+    if (room < 1) return note(tooLong);
     // Only what differs from the cached turns runs again.
     const known = commonPrefix(session.tokens, tokens);
     session.rollback(Math.min(known, tokens.length - 1));

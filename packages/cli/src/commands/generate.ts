@@ -8,8 +8,8 @@ import {
   modelOption,
   withEngine,
 } from '../open-model';
-import { readInput } from '../read-input';
-import { samplingOf, withSampling } from '../sampling';
+import { readInput, textLimit } from '../read-input';
+import { checkLogitBias, samplingOf, withSampling } from '../sampling';
 import { formatBytes, formatNumber, note, print } from '../terminal';
 import { integer } from '../values';
 
@@ -21,7 +21,7 @@ export const command = withSampling(
     .addOption(modelOption)
     .option(
       '--prompt <text>',
-      'text to continue; "-" or nothing reads standard input when it is piped',
+      'text to continue; "-" or nothing reads standard input',
     ),
 )
   .option(
@@ -35,25 +35,35 @@ export const command = withSampling(
   .option('--stats', 'print speed and memory on standard error')
   .addHelpText(
     'after',
-    '\nExamples:\n  asa generate --prompt "Once upon a time"\n  echo "Dear Sir," | asa generate --greedy --max-tokens 50',
+    `
+With --prompt, standard input is not read. Up to ${defaultTokens} tokens are generated
+unless --max-tokens says otherwise.
+
+Examples:
+  asa generate --prompt "Once upon a time"
+  echo "Dear Sir," | asa generate --greedy --max-tokens 50`,
   )
   .action(async (options) => {
-    const prompt = await promptOf(options.prompt);
-    await withEngine(options, async (engine) => {
-      const capacity = Math.min(
-        options.context ?? engine.config.context,
-        engine.config.context,
+    const { prompt } = options;
+    if (prompt === undefined && process.stdin.isTTY) {
+      throw new UsageError(
+        'give a text to continue, by --prompt or on standard input',
       );
+    }
+    await withEngine(options, async (engine) => {
+      checkLogitBias(options, engine.config.vocabularySize);
+      const capacity = capacityOf(engine, options.context);
+      const tokens = await promptTokens(engine, prompt, capacity);
       const request = {
         ...samplingOf(options),
-        prompt: tokensOf(engine, prompt, capacity),
+        prompt: tokens,
         maxTokens: options.maxTokens ?? defaultTokens,
       };
-      const session = engine.session({ capacity });
-      const room = capacity - request.prompt.length;
-      if (request.maxTokens > room && options.maxTokens !== undefined) {
-        note(`--max-tokens: the context has room for ${room} tokens`);
+      const room = capacity - tokens.length;
+      if (options.maxTokens !== undefined && options.maxTokens > room) {
+        note(`--max-tokens: clipped to ${room}, the room in the context`);
       }
+      const session = engine.session({ capacity });
       const end = await interruptible((signal) =>
         stream(engine.generate(session, { ...request, signal }), options.json),
       );
@@ -62,37 +72,43 @@ export const command = withSampling(
     });
   });
 
-/** What is given, or what is piped in; both, one behind the other. */
-async function promptOf(given: string | undefined): Promise<string> {
-  if (given !== undefined && given !== '-') return given;
-  if (process.stdin.isTTY) {
-    if (given === '-') return readInput();
-    throw new UsageError('generate: --prompt, or text on standard input');
-  }
-  return readInput();
-}
-
-function tokensOf(
-  { tokenizer, config }: Engine,
-  prompt: string,
-  capacity: number,
-): Int32Array {
-  if (!tokenizer) {
-    throw new UsageError('generate: the model folder has no tokenizer.json');
-  }
-  const tokens = tokenizer.encode(prompt);
-  // A model needs a token to begin with.
-  const start = config.bos ?? tokenizer.bosId ?? config.eos[0];
-  if (tokens.length === 0 && start === undefined) {
-    throw new UsageError('generate: the prompt is empty');
-  }
-  const ids = tokens.length > 0 ? tokens : Int32Array.of(start ?? 0);
-  if (ids.length > capacity) {
+function capacityOf({ config }: Engine, asked: number | undefined): number {
+  const { context } = config;
+  if (asked !== undefined && asked > context) {
     throw new UsageError(
-      `generate: the prompt has ${ids.length} tokens, the context ${capacity}`,
+      `--context: must be at most the model's ${context}, got ${asked}`,
     );
   }
-  return ids;
+  return asked ?? context;
+}
+
+/** The prompt's ids; a start token where there is no text at all. */
+async function promptTokens(
+  { tokenizer, config }: Engine,
+  given: string | undefined,
+  capacity: number,
+): Promise<ArrayLike<number>> {
+  if (!tokenizer) {
+    throw new UsageError('--model: the folder has no tokenizer.json');
+  }
+  const prompt =
+    given === undefined || given === '-'
+      ? await readInput(textLimit(tokenizer, capacity))
+      : given;
+  const tokens = tokenizer.encode(prompt);
+  if (tokens.length > capacity) {
+    throw new UsageError(
+      `the prompt must fit in the context of ${capacity} tokens, got ${tokens.length}`,
+    );
+  }
+  if (tokens.length > 0) return tokens;
+  const start = config.bos ?? tokenizer.bosId ?? config.eos[0];
+  if (start === undefined) {
+    throw new UsageError(
+      'the prompt is empty, and the model has no start token',
+    );
+  }
+  return [start];
 }
 
 type EndEvent = Extract<GenerateEvent, { reason: unknown }>;

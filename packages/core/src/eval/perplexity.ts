@@ -1,3 +1,4 @@
+import { nextTurn } from '../engine/event-loop';
 import { ArgumentError } from '../errors';
 import type { Model } from '../model/model';
 import type { Tokenizer } from '../text/tokenizer';
@@ -68,6 +69,7 @@ export async function evaluateDocuments(
     const some = all.slice(i, i + rows);
     const nats = await losses(model, some);
     units.push(...sums(some, nats, options.bytesOf));
+    await nextTurn();
   }
   return summary(units, options.bytesOf !== undefined);
 }
