@@ -55,7 +55,8 @@ export function leaderCount(
 /**
  * The sequences of one call: a batch `[B, T]`, packed documents, or sessions
  * of different lengths are all the same list. Lives on the host; `on` gives
- * the device its copy, `[S, 6]`, columns in the order of `Sequence`.
+ * the device its copy, `[S, 6]`, columns in the order of `Sequence`. Rows that
+ * belong to no sequence get 0, LSE -inf, and -1 in block lists.
  */
 export class Sequences {
   /** `[S, 6]` */

@@ -15,7 +15,7 @@ import fc from 'fast-check';
 import { expect } from 'vitest';
 
 /** Poisoned, so that an element that a kernel forgets is NaN. */
-export const cpu: Backend = await openCpu({ poison: true });
+const cpu: Backend = await openCpu({ poison: true });
 
 /** Around the 4 x 4 tile, 1 and primes. */
 export const extent = fc.constantFrom(1, 2, 3, 4, 5, 7, 8, 9, 13);
@@ -78,7 +78,7 @@ const statistics = new Set([
   'squaredNorm',
 ]);
 
-export function upload(scope: Scope, values: Values, dtype: DType) {
+function upload(scope: Scope, values: Values, dtype: DType) {
   return Object.fromEntries(
     Object.entries(values).map(([name, value]) => {
       if (!value) return [name, undefined];
@@ -90,7 +90,7 @@ export function upload(scope: Scope, values: Values, dtype: DType) {
   );
 }
 
-export function run(
+function run(
   scope: Scope,
   name: OperatorName,
   inputs: Readonly<Record<string, Tensor | undefined>>,
@@ -129,7 +129,7 @@ export async function call(
 }
 
 /** |got - want| / |want|, in the root mean square. */
-export function relativeError(
+function relativeError(
   got: ArrayLike<number>,
   want: ArrayLike<number>,
 ): number {

@@ -211,7 +211,7 @@ export class Operands {
   }
 }
 
-export function logSumExp(scores: Float64Array, count: number): number {
+function logSumExp(scores: Float64Array, count: number): number {
   let most = Number.NEGATIVE_INFINITY;
   for (let j = 0; j < count; j++) most = Math.max(most, scores[j] as number);
   let sum = 0;
@@ -220,7 +220,7 @@ export function logSumExp(scores: Float64Array, count: number): number {
 }
 
 /** Four sums at a time, so that four additions are under way. */
-export function dot(
+function dot(
   a: Floats,
   aStart: number,
   b: Floats,

@@ -1,6 +1,7 @@
 import { ArgumentError } from '../errors';
+import type { Sequences } from '../sequences';
 import type { Tensor, TensorSpec } from '../tensor';
-import type { Rules, SpecsOf } from './operator';
+import type { InputGradients, Operator, Rules, SpecsOf } from './operator';
 
 /**
  * What every attention reads. Head i of H reads key and value head
@@ -64,21 +65,31 @@ export function checkOperands(
   rules.positive('the width of q', width);
   rules.positive('the width of v', valueWidth);
   rules.divides('groups', 'heads', groups, heads);
-  if (qRope || kRope) {
-    const both = 'the other rotary operand';
-    rules.present('qRope', qRope, both);
-    rules.present('kRope', kRope, both);
-  }
-  if (qRope && kRope) {
-    const [, , rotary] = rules.extents('qRope', qRope, 3);
-    rules.shape('qRope', qRope, [queries, heads, rotary]);
-    rules.shape('kRope', kRope, [keys, 1, rotary]);
-  }
+  checkRotary(rules, { qRope, kRope }, { queries, heads, keys });
   return { queries, keys, heads, groups, valueWidth, dtype };
 }
 
+/** Both rotary operands or none, of one width. */
+export function checkRotary(
+  rules: Rules,
+  { qRope, kRope }: Pick<SpecsOf<AttentionOperands>, 'qRope' | 'kRope'>,
+  {
+    queries,
+    heads,
+    keys,
+  }: Pick<AttentionExtents, 'queries' | 'heads' | 'keys'>,
+): void {
+  if (!qRope && !kRope) return;
+  const both = 'the other rotary operand';
+  const q = rules.present('qRope', qRope, both);
+  const k = rules.present('kRope', kRope, both);
+  const [, , rotary] = rules.extents('qRope', q, 3);
+  rules.shape('qRope', q, [queries, heads, rotary]);
+  rules.shape('kRope', k, [keys, 1, rotary]);
+}
+
 /** `o` and `lse` of checked operands. */
-export function resultSpecs(extents: AttentionExtents): {
+function resultSpecs(extents: AttentionExtents): {
   o: TensorSpec;
   lse: TensorSpec;
 } {
@@ -93,7 +104,7 @@ export function resultSpecs(extents: AttentionExtents): {
 }
 
 /** Checks `o`, `lse`, `dO`; the gradients have the operands' shapes. */
-export function gradientSpecs(
+function gradientSpecs(
   rules: Rules,
   operands: SpecsOf<AttentionOperands & AttentionResults>,
   extents: AttentionExtents,
@@ -114,7 +125,7 @@ export function gradientSpecs(
 }
 
 /** Renames `dQ` to `q` and so on, as the tape expects. */
-export function byOperand(gradients: AttentionGradients) {
+function byOperand(gradients: AttentionGradients) {
   return {
     q: gradients.dQ,
     k: gradients.dK,
@@ -131,4 +142,52 @@ export function checkScale(rules: Rules, scale: number): void {
       `${rules.operator}: scale must be positive, got ${scale}`,
     );
   }
+}
+
+/** An attention, and its backward pass. */
+export type AttentionPair<Inputs extends AttentionOperands, Attributes> = {
+  readonly forward: Operator<
+    Inputs,
+    Pick<AttentionResults, 'o' | 'lse'>,
+    Attributes
+  >;
+  readonly backward: Operator<
+    Inputs & AttentionResults,
+    AttentionGradients,
+    Attributes
+  >;
+};
+
+/**
+ * What all attentions have in common. `check` refuses bad operands and gives
+ * their extents; which keys a query sees is the kernels' business.
+ */
+export function attentionPair<
+  Inputs extends AttentionOperands,
+  Attributes extends { readonly sequences: Sequences },
+>(
+  rules: Rules,
+  check: (inputs: SpecsOf<Inputs>, attributes: Attributes) => AttentionExtents,
+): AttentionPair<Inputs, Attributes> {
+  const backward: AttentionPair<Inputs, Attributes>['backward'] = {
+    name: `${rules.operator}Backward`,
+    infer(inputs, attributes) {
+      rules.selfAttention(attributes.sequences);
+      const operands = inputs as SpecsOf<AttentionOperands & AttentionResults>;
+      return gradientSpecs(rules, operands, check(inputs, attributes));
+    },
+  };
+  const forward: AttentionPair<Inputs, Attributes>['forward'] = {
+    name: rules.operator,
+    infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
+    gradient(scope, { inputs, outputs, attributes, gradients }) {
+      if (!gradients.o) return {};
+      rules.selfAttention(attributes.sequences);
+      const operands = { ...inputs, ...outputs, dO: gradients.o };
+      return byOperand(
+        scope.run(backward, operands, attributes),
+      ) as InputGradients<Inputs>;
+    },
+  };
+  return { forward, backward };
 }

@@ -1,15 +1,11 @@
 import type { Sequences } from '../sequences';
 import {
-  type AttentionGradients,
   type AttentionOperands,
-  type AttentionResults,
-  byOperand,
+  attentionPair,
   checkOperands,
   checkScale,
-  gradientSpecs,
-  resultSpecs,
 } from './attention-operands';
-import { type Operator, Rules, type SpecsOf } from './operator';
+import { Rules, type SpecsOf } from './operator';
 
 const rules = new Rules('attention');
 
@@ -26,33 +22,8 @@ export interface AttentionAttributes {
  * `max(0, t - window + 1) .. t`. Multi-head, grouped, multi-query, latent,
  * with any `Dv`. Source: maths.md §2 and §4.
  */
-export const attention: Operator<
-  AttentionOperands,
-  Pick<AttentionResults, 'o' | 'lse'>,
-  AttentionAttributes
-> = {
-  name: 'attention',
-  infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
-  gradient(scope, { inputs, outputs, attributes, gradients }) {
-    if (!gradients.o) return {};
-    rules.selfAttention(attributes.sequences);
-    const operands = { ...inputs, ...outputs, dO: gradients.o };
-    return byOperand(scope.run(attentionBackward, operands, attributes));
-  },
-};
-
-/** Gathers per key, so that the same inputs give the same bits. */
-export const attentionBackward: Operator<
-  AttentionOperands & AttentionResults,
-  AttentionGradients,
-  AttentionAttributes
-> = {
-  name: 'attentionBackward',
-  infer(inputs, attributes) {
-    rules.selfAttention(attributes.sequences);
-    return gradientSpecs(rules, inputs, check(inputs, attributes));
-  },
-};
+export const { forward: attention, backward: attentionBackward } =
+  attentionPair<AttentionOperands, AttentionAttributes>(rules, check);
 
 function check(
   inputs: SpecsOf<AttentionOperands>,

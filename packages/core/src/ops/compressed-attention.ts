@@ -1,15 +1,11 @@
 import {
-  type AttentionGradients,
   type AttentionOperands,
-  type AttentionResults,
-  byOperand,
+  attentionPair,
   checkOperands,
   checkScale,
-  gradientSpecs,
-  resultSpecs,
 } from './attention-operands';
 import { type BlockAttributes, checkBlocking } from './compress';
-import { type Operator, Rules, type SpecsOf } from './operator';
+import { Rules, type SpecsOf } from './operator';
 
 const rules = new Rules('compressedAttention');
 
@@ -23,33 +19,13 @@ export interface CompressedAttentionAttributes extends BlockAttributes {
  * no visible block the output is 0, the LSE -inf and every gradient 0.
  * Source: maths.md §3, compression.
  */
-export const compressedAttention: Operator<
-  AttentionOperands,
-  Pick<AttentionResults, 'o' | 'lse'>,
-  CompressedAttentionAttributes
-> = {
-  name: 'compressedAttention',
-  infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
-  gradient(scope, { inputs, outputs, attributes, gradients }) {
-    if (!gradients.o) return {};
-    const operands = { ...inputs, ...outputs, dO: gradients.o };
-    return byOperand(
-      scope.run(compressedAttentionBackward, operands, attributes),
-    );
-  },
-};
-
-export const compressedAttentionBackward: Operator<
-  AttentionOperands & AttentionResults,
-  AttentionGradients,
-  CompressedAttentionAttributes
-> = {
-  name: 'compressedAttentionBackward',
-  infer(inputs, attributes) {
-    rules.selfAttention(attributes.sequences);
-    return gradientSpecs(rules, inputs, check(inputs, attributes));
-  },
-};
+export const {
+  forward: compressedAttention,
+  backward: compressedAttentionBackward,
+} = attentionPair<AttentionOperands, CompressedAttentionAttributes>(
+  rules,
+  check,
+);
 
 function check(
   inputs: SpecsOf<AttentionOperands>,

@@ -91,7 +91,14 @@ export type {
 } from './attention-operands';
 export type { BlockAttributes } from './compress';
 export type { CompressedAttentionAttributes } from './compressed-attention';
-export type { Kernel, KernelOf, Operator } from './operator';
+export type {
+  GradientCall,
+  InputGradients,
+  Kernel,
+  KernelOf,
+  Operator,
+} from './operator';
+export type { RopeStyle } from './rope';
 export type {
   RankingAttributes,
   RankingOperands,

@@ -126,12 +126,16 @@ export class Rules {
     }
   }
 
-  present(name: string, spec: TensorSpec | undefined, because: string): void {
-    if (spec === undefined) {
-      throw new ArgumentError(
-        `${this.operator}: ${name} must be given with ${because}`,
-      );
-    }
+  /** An operand that may be missing, but not here. */
+  present(
+    name: string,
+    spec: TensorSpec | undefined,
+    because: string,
+  ): TensorSpec {
+    if (spec !== undefined) return spec;
+    throw new ArgumentError(
+      `${this.operator}: ${name} must be given with ${because}`,
+    );
   }
 
   positive(name: string, value: number): void {

@@ -1,5 +1,6 @@
 import { ArgumentError } from '../errors';
 import type { Tensor } from '../tensor';
+import { checkRotary } from './attention-operands';
 import { type BlockAttributes, checkBlocking } from './compress';
 import { type Operator, Rules, type SpecsOf, statisticType } from './operator';
 
@@ -122,16 +123,7 @@ function check(
   rules.shape('k', k, [blocks, keyHeads, width]);
   rules.divides('key heads', 'heads', keyHeads, heads);
   rules.divides('groups', 'heads', groups, heads);
-  if (qRope || kRope) {
-    const both = 'the other rotary operand';
-    rules.present('qRope', qRope, both);
-    rules.present('kRope', kRope, both);
-  }
-  if (qRope && kRope) {
-    const [, , rotary] = rules.extents('qRope', qRope, 3);
-    rules.shape('qRope', qRope, [queries, heads, rotary]);
-    rules.shape('kRope', kRope, [blocks, 1, rotary]);
-  }
+  checkRotary(rules, { qRope, kRope }, { queries, heads, keys: blocks });
   rules.statistic('lse', lse, dtype);
   rules.shape('lse', lse, [queries, heads]);
   rules.rows('q', queries, sequences.queryRows);

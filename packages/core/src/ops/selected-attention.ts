@@ -1,16 +1,12 @@
 import type { Sequences } from '../sequences';
 import type { Tensor } from '../tensor';
 import {
-  type AttentionGradients,
   type AttentionOperands,
-  type AttentionResults,
-  byOperand,
+  attentionPair,
   checkOperands,
   checkScale,
-  gradientSpecs,
-  resultSpecs,
 } from './attention-operands';
-import { type Operator, Rules, type SpecsOf } from './operator';
+import { Rules, type SpecsOf } from './operator';
 
 const rules = new Rules('selectedAttention');
 
@@ -35,33 +31,13 @@ export interface SelectedAttentionOperands extends AttentionOperands {
  * no visible token gives 0 and LSE -inf. Lists are constants to the gradient.
  * Source: maths.md §3, `o_slc`.
  */
-export const selectedAttention: Operator<
-  SelectedAttentionOperands,
-  Pick<AttentionResults, 'o' | 'lse'>,
-  SelectedAttentionAttributes
-> = {
-  name: 'selectedAttention',
-  infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
-  gradient(scope, { inputs, outputs, attributes, gradients }) {
-    if (!gradients.o) return {};
-    const operands = { ...inputs, ...outputs, dO: gradients.o };
-    return byOperand(
-      scope.run(selectedAttentionBackward, operands, attributes),
-    );
-  },
-};
-
-export const selectedAttentionBackward: Operator<
-  SelectedAttentionOperands & AttentionResults,
-  AttentionGradients,
-  SelectedAttentionAttributes
-> = {
-  name: 'selectedAttentionBackward',
-  infer(inputs, attributes) {
-    rules.selfAttention(attributes.sequences);
-    return gradientSpecs(rules, inputs, check(inputs, attributes));
-  },
-};
+export const {
+  forward: selectedAttention,
+  backward: selectedAttentionBackward,
+} = attentionPair<SelectedAttentionOperands, SelectedAttentionAttributes>(
+  rules,
+  check,
+);
 
 function check(
   inputs: SpecsOf<SelectedAttentionOperands>,

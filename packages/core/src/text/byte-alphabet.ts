@@ -24,7 +24,7 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = new Map(
 );
 
 /** `bytes` written in the byte alphabet, one character a byte. */
-export function bytesToAlphabet(bytes: Iterable<number>): string {
+function bytesToAlphabet(bytes: Iterable<number>): string {
   let text = '';
   for (const byte of bytes) text += BYTE_CHARACTERS[byte];
   return text;

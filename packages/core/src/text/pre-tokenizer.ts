@@ -7,7 +7,7 @@ import type { AddedToken, TokenizerFile } from './tokenizer-file';
  *
  * In the words of `tokenizer.json`, where `\s` is Unicode's White_Space.
  */
-export const PRE_TOKEN_PATTERN =
+const PRE_TOKEN_PATTERN =
   "['’](?:[sdmt]|ll|ve|re)| ?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 /** The same pattern in JavaScript, where `\s` is another set. */
