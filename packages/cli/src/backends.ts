@@ -63,6 +63,19 @@ export async function openBackend(
   throw new UnavailableError(name, passed.join('; '));
 }
 
+/** Opens a backend, runs `work`, and frees it whatever happens. */
+export async function withBackend<T>(
+  name: string,
+  work: (backend: Backend) => Promise<T>,
+): Promise<T> {
+  const backend = await openBackend(name);
+  try {
+    return await work(backend);
+  } finally {
+    await backend.destroy();
+  }
+}
+
 const took = ({ name, description }: Backend) =>
   `backend ${name} (${description})`;
 

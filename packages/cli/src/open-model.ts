@@ -1,7 +1,7 @@
-import { type Backend, Engine } from '@asa/core';
+import { Engine } from '@asa/core';
 import { openFolder } from '@asa/core/node';
 import { Option } from '@commander-js/extra-typings';
-import { backendNames, openBackend } from './backends';
+import { backendNames, withBackend } from './backends';
 import { embeddedModel } from './paths';
 import { withProgress } from './progress';
 
@@ -30,21 +30,18 @@ export interface ModelOptions {
 
 /** Opens backend and model, runs `work`, and frees both whatever happens. */
 export async function withEngine<T>(
-  { model, backend: name, dtype }: ModelOptions,
-  work: (engine: Engine, backend: Backend) => Promise<T>,
+  { model, backend, dtype }: ModelOptions,
+  work: (engine: Engine) => Promise<T>,
 ): Promise<T> {
-  const backend = await openBackend(name);
-  try {
-    const folder = await openFolder(model);
+  const folder = await openFolder(model);
+  return withBackend(backend, async (opened) => {
     const engine = await withProgress('loading', (onProgress) =>
-      Engine.open(folder, backend, { dtype, onProgress }),
+      Engine.open(folder, opened, { dtype, onProgress }),
     );
     try {
-      return await work(engine, backend);
+      return await work(engine);
     } finally {
       engine.free();
     }
-  } finally {
-    await backend.destroy();
-  }
+  });
 }

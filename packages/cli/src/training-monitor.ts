@@ -19,7 +19,11 @@ export function trainingMonitor(steps: number): TrainingMonitor {
   const began = performance.now();
   let shown = Number.NEGATIVE_INFINITY;
   let first: number | undefined;
-  const clear = () => stderr.isTTY && stderr.write('\r\x1b[K');
+  let isLineOpen = false;
+  const clear = () => {
+    if (stderr.isTTY) stderr.write('\r\x1b[K');
+    isLineOpen = false;
+  };
   return {
     show(event) {
       const now = performance.now();
@@ -33,6 +37,7 @@ export function trainingMonitor(steps: number): TrainingMonitor {
         const each = (now - began) / 1000 / (event.step - first);
         clear();
         stderr.write(stepLine(event, steps, each) + (stderr.isTTY ? '' : '\n'));
+        isLineOpen = stderr.isTTY;
       } else if (event.kind === 'evaluation') {
         clear();
         const { loss, bitsPerByte } = event;
@@ -46,7 +51,7 @@ export function trainingMonitor(steps: number): TrainingMonitor {
         note(`step ${event.step}: saved`);
       }
     },
-    stop: () => stderr.isTTY && stderr.write('\n'),
+    stop: () => isLineOpen && stderr.write('\n'),
   };
 }
 

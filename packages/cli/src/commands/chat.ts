@@ -56,6 +56,8 @@ export const command = withSampling(
         if (isTalk) lines.prompt();
       }
       lines.close();
+      // The shell's prompt belongs on a line of its own.
+      if (isTalk) process.stderr.write('\n');
     }),
   );
 

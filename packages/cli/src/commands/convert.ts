@@ -6,26 +6,15 @@ import {
   loadModel,
   openWeights,
   saveModel,
-  withFile,
 } from '@asa/core';
 import { makeFolder, openFolder } from '@asa/core/node';
 import { Command, Option } from '@commander-js/extra-typings';
-import { openBackend } from '../backends';
+import { withBackend } from '../backends';
 import { UsageError } from '../exit';
+import { companionFiles, copyFiles } from '../model-files';
 import { withProgress } from '../progress';
 import { note } from '../terminal';
 import { byteCount } from '../values';
-
-/** What belongs to a model beside its configuration and its weights. */
-const companions = [
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'generation_config.json',
-  'chat_template.jinja',
-  'README.md',
-  'LICENSE',
-];
 
 export const command = new Command('convert')
   .description(
@@ -55,24 +44,21 @@ export const command = new Command('convert')
     }
     const source = await openFolder(from);
     const dtype = options.dtype ?? (await dtypeOf(source));
-    const backend = await openBackend('cpu');
-    try {
+    const target = await makeFolder(to);
+    if (!options.overwrite && (await target.has('config.json'))) {
+      throw new UsageError(
+        `convert: target ${to} holds a model; --overwrite replaces it`,
+      );
+    }
+    const { maxShardSize: maxShardBytes } = options;
+    await withBackend('cpu', async (backend) => {
       const { model } = await withProgress('reading', (onProgress) =>
         loadModel(source, backend, { dtype, onProgress }),
       );
-      const target = await makeFolder(to);
-      if (!options.overwrite && (await target.has('config.json'))) {
-        throw new UsageError(
-          `convert: target ${to} holds a model; --overwrite replaces it`,
-        );
-      }
-      const { maxShardSize: maxShardBytes } = options;
       await saveModel(target, model, { dtype, maxShardBytes });
-      for (const name of companions) await copy(source, target, name);
-      note(`wrote ${to}, ${dtype}`);
-    } finally {
-      await backend.destroy();
-    }
+    });
+    await copyFiles(source, target, companionFiles);
+    note(`wrote ${to}, ${dtype}`);
   });
 
 /** The type of most of a folder's weights. */
@@ -86,19 +72,9 @@ async function dtypeOf(folder: Folder): Promise<FloatType> {
   }
   const [most] = [...sizes].sort(([, a], [, b]) => b - a);
   const found = (['f64', 'f32', 'f16', 'bf16'] as const).find(
-    (type) => type === most?.[0],
+    (type) => type.toUpperCase() === most?.[0],
   );
   if (found) return found;
   const rule = `must hold real numbers, got ${most?.[0] ?? 'no tensors'}`;
   throw new CheckpointError(folder.path, undefined, rule);
-}
-
-async function copy(
-  source: Folder,
-  target: Folder,
-  name: string,
-): Promise<void> {
-  if (!(await source.has(name))) return;
-  const bytes = await withFile(source, name, (file) => file.read(0, file.size));
-  await target.write(name, (sink) => sink.write(bytes));
 }

@@ -14,6 +14,7 @@ import { openFolder } from '@asa/core/node';
 import { Argument, Command, Option } from '@commander-js/extra-typings';
 import { UsageError } from '../exit';
 import { embeddedModel } from '../paths';
+import { type NamedPreset, parsePreset } from '../presets';
 import {
   formatBytes,
   formatCount,
@@ -33,7 +34,11 @@ export const command = new Command('inspect')
       'the model that comes with asa',
     ),
   )
-  .option('--preset <name>', 'a preset such as tiny, 340m-nsa, 1.3b-full')
+  .option(
+    '--preset <name>',
+    'a preset such as tiny, 340m-nsa, 1.3b-full',
+    parsePreset,
+  )
   .option(
     '--context <tokens>',
     "context of the costs; the model's when left out",
@@ -66,28 +71,16 @@ Examples:
     else printReport(report);
   });
 
-interface Subject {
-  readonly name: string;
-  readonly config: ModelConfig;
-}
-
 async function subject(
   model: string | undefined,
-  presetName: string | undefined,
-): Promise<Subject> {
-  if (presetName === undefined) {
+  chosen: NamedPreset | undefined,
+): Promise<NamedPreset> {
+  if (!chosen) {
     const name = model ?? embeddedModel;
     return { name, ...(await readConfig(await openFolder(name))) };
   }
-  if (model !== undefined) {
-    throw new UsageError('inspect: give a model folder or --preset, not both');
-  }
-  try {
-    return { name: presetName, config: preset(presetName) };
-  } catch (cause) {
-    if (!(cause instanceof Error)) throw cause;
-    throw new UsageError(`--${cause.message}`, { cause });
-  }
+  if (model === undefined) return chosen;
+  throw new UsageError('inspect: give a model folder or --preset, not both');
 }
 
 interface KvColumn {

@@ -5,33 +5,38 @@ import {
   Documents,
   encodeCorpus,
   type Folder,
+  hasCheckpoint,
   initialParameters,
   loadTokenizer,
   Model,
   type ModelConfig,
   type PerplexityOptions,
   parseConfig,
-  preset,
   readConfig,
   saveModel,
-  Tokenizer,
+  type Tokenizer,
   type TrainConfigInput,
   type TrainEvent,
   Trainer,
   train,
-  trainBpe,
 } from '@asa/core';
 import { makeFolder, openFolder } from '@asa/core/node';
 import { Command, Option } from '@commander-js/extra-typings';
 import { backendNames, openBackend } from '../backends';
-import { readAll, readTexts, textFiles } from '../corpus';
+import { readTexts, textFiles } from '../corpus';
 import { ExitError, exitCode, UsageError } from '../exit';
 import { interruptible } from '../interrupt';
+import { copyFiles, tokenizerFiles } from '../model-files';
+import { parsePreset } from '../presets';
 import { withProgress } from '../progress';
-import { grouped, note } from '../terminal';
+import { counted, grouped, note } from '../terminal';
+import {
+  defaultVocabulary,
+  trainTokenizer,
+  vocabularyRange,
+} from '../train-tokenizer';
 import { trainingMonitor } from '../training-monitor';
 import { integer, real } from '../values';
-import { writeTokenizer } from './tokenizer';
 
 const positive = integer({ min: 1 });
 const share = real({ min: 0 });
@@ -43,10 +48,13 @@ export const command = new Command('train')
   )
   .requiredOption('--data <path...>', 'text files, or folders of .txt files')
   .requiredOption('--out <folder>', 'where the model goes')
-  .option(
-    '--preset <name>',
-    'tiny, 340m, 1.3b, with -asa, -nsa or -full behind',
-    'tiny',
+  .addOption(
+    new Option(
+      '--preset <name>',
+      'tiny, 340m, 1.3b, with -asa, -nsa or -full behind',
+    )
+      .argParser(parsePreset)
+      .default(parsePreset('tiny'), 'tiny'),
   )
   .option(
     '--config <file>',
@@ -59,7 +67,8 @@ export const command = new Command('train')
   .option(
     '--vocabulary <n>',
     'tokens of a tokenizer that is trained',
-    integer({ min: 264, max: 65_536 }),
+    vocabularyRange,
+    defaultVocabulary,
   )
   .option('--steps <n>', 'steps of the run', positive)
   .option('--tokens <n>', 'about as many tokens, instead of --steps', positive)
@@ -90,7 +99,12 @@ export const command = new Command('train')
   .option('--floor <x>', 'learning rate at the end', share)
   .option('--weight-decay <x>', 'of matrices', share, 0.1)
   .option('--clip <x>', 'largest gradient norm, 0 for none', share, 1)
-  .option('--seed <n>', 'of the first weights and of the order', integer(), 0)
+  .option(
+    '--seed <n>',
+    'of the first weights and of the order',
+    integer({ min: 0, max: 2 ** 32 - 1 }),
+    0,
+  )
   .option('--validation <path...>', 'held-out text, as --data')
   .option(
     '--validation-tokens <n>',
@@ -126,7 +140,9 @@ export const command = new Command('train')
     '\nExample:\n  asa train --data ./books --preset tiny --tokens 1e6 --out ./model',
   )
   .action(async (options) => {
+    checkLength(options);
     const out = await makeFolder(options.out);
+    await checkIsFree(out, options);
     const files = await textFiles(options.data);
     const validation = await textFiles(options.validation ?? []);
     const tokenizer = await tokenizerFor(out, files, options);
@@ -155,7 +171,7 @@ export const command = new Command('train')
             folder: out,
             every: options.saveEvery,
             keep: options.keep,
-            alsoWrite: (version) => copyTokenizer(out, version),
+            alsoWrite: (version) => copyFiles(out, version, tokenizerFiles),
           },
           evaluation: held && {
             documents: held,
@@ -215,46 +231,40 @@ async function runTraining(
   return reason;
 }
 
+/** Steps of a run that only --minutes ends. */
+const endless = 1e9;
+
+/** The schedules but the constant one need to know where they end. */
+function checkLength({ steps, tokens, minutes, schedule }: Options): void {
+  if (steps !== undefined || tokens !== undefined) return;
+  if (minutes !== undefined && schedule === 'constant') return;
+  throw new UsageError(
+    'give --steps or --tokens; with --schedule constant, --minutes will do',
+  );
+}
+
+/** Before the new tokenizer takes the place of the old run's. */
+async function checkIsFree(out: Folder, { resume }: Options): Promise<void> {
+  if (resume || !(await hasCheckpoint(out))) return;
+  throw new UsageError(
+    `--out: ${out.path} holds a run; --resume goes on with it, or give another folder`,
+  );
+}
+
+/** The run's own where it goes on, else the one given, else a new one. */
 async function tokenizerFor(
   out: Folder,
   files: readonly string[],
   { tokenizer: given, vocabulary, resume }: Options,
 ): Promise<Tokenizer> {
-  const source = given ? await openFolder(given) : resume ? out : undefined;
-  if (source) {
-    const tokenizer = await loadTokenizer(source, 65_536);
-    if (!tokenizer) {
-      throw new UsageError(`${source.path}: holds no tokenizer.json`);
-    }
-    if (source !== out) await copyTokenizer(source, out);
-    return tokenizer;
+  if (!resume && given) {
+    await copyFiles(await openFolder(given), out, tokenizerFiles);
+  } else if (!resume) {
+    await trainTokenizer(files, vocabulary, out);
   }
-  const texts = await readAll(files);
-  const trained = await withProgress('merging', async (update) =>
-    trainBpe(texts, {
-      vocabularySize: vocabulary ?? 4096,
-      onProgress: ({ done, total }) => total && update(done, total),
-    }),
-  );
-  await writeTokenizer(out, trained);
-  return Tokenizer.fromJson(
-    trained.tokenizerJson,
-    trained.tokenizerConfig,
-    `${out.path}/tokenizer.json`,
-  );
-}
-
-async function copyTokenizer(from: Folder, to: Folder): Promise<void> {
-  for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
-    if (!(await from.has(name))) continue;
-    const file = await from.open(name);
-    try {
-      const bytes = await file.read(0, file.size);
-      await to.write(name, (sink) => sink.write(bytes));
-    } finally {
-      await file.close();
-    }
-  }
+  const tokenizer = await loadTokenizer(out, 65_536);
+  if (tokenizer) return tokenizer;
+  throw new UsageError(`${given ?? out.path}: holds no tokenizer.json`);
 }
 
 /** The model to train: its vocabulary and special tokens are the tokenizer's. */
@@ -265,7 +275,7 @@ async function modelConfig(
   const { bosId, eosId, vocabularySize } = tokenizer;
   const base = options.config
     ? await readModelConfig(options.config)
-    : preset(options.preset);
+    : options.preset.config;
   const context = Math.max(base.context, options.context ?? 0);
   return parseConfig(
     {
@@ -275,7 +285,7 @@ async function modelConfig(
       bos: bosId,
       eos: eosId === undefined ? [] : [eosId],
     },
-    options.config ?? `preset ${options.preset}`,
+    options.config ?? `preset ${options.preset.name}`,
   );
 }
 
@@ -308,7 +318,7 @@ async function encode(
     }),
   );
   const { eosId } = tokenizer;
-  note(`${files.length} documents, ${grouped(tokens.length)} tokens`);
+  note(`${grouped(tokens.length)} tokens in ${counted(files.length, 'file')}`);
   return eosId === undefined
     ? Documents.of([tokens])
     : Documents.split(tokens, eosId);
@@ -328,10 +338,8 @@ function trainConfig(options: Options, model: ModelConfig): TrainConfigInput {
   const { batch, accumulate, steps, tokens, warmup, clip } = options;
   const context = options.context ?? model.context;
   const rows = batch * accumulate;
-  const all = steps ?? (tokens && Math.ceil(tokens / (rows * context)));
-  if (all === undefined) {
-    throw new UsageError('train: --steps or --tokens must be given');
-  }
+  const byTokens = tokens && Math.ceil(tokens / (rows * context));
+  const all = steps ?? byTokens ?? endless;
   const peak = options.learningRate;
   const common = { peak, warmup: Math.min(warmup, Math.floor(all / 2)) };
   const floor = options.floor ?? peak / 10;

@@ -21,7 +21,12 @@ export const command = new Command('verify')
     integer({ min: 1 }),
     100,
   )
-  .option('--seed <n>', 'the same seed gives the same cases', integer(), 1)
+  .option(
+    '--seed <n>',
+    'the same seed gives the same cases',
+    integer({ min: 0 }),
+    1,
+  )
   .option('--only <name>', 'operators, laws and files with this in their names')
   .addOption(
     new Option('--suite <name...>', 'only some of them').choices([
