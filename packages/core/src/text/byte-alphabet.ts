@@ -23,13 +23,6 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = new Map(
   BYTE_CHARACTERS.map((character, byte) => [character, byte]),
 );
 
-/** `bytes` written in the byte alphabet, one character a byte. */
-function bytesToAlphabet(bytes: Iterable<number>): string {
-  let text = '';
-  for (const byte of bytes) text += BYTE_CHARACTERS[byte];
-  return text;
-}
-
 /** The bytes of `text`, or undefined when it leaves the byte alphabet. */
 export function alphabetToBytes(text: string): Uint8Array | undefined {
   const bytes = new Uint8Array(text.length);
