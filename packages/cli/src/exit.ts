@@ -31,26 +31,36 @@ export class UsageError extends ExitError {
  * @returns the exit code that fits.
  */
 export async function report(error: unknown): Promise<number> {
-  process.stderr.write(`asa: ${oneLine(await explain(error))}\n`);
+  const { code, message } = await explain(error);
+  process.stderr.write(`asa: ${oneLine(message)}\n`);
   if (process.env.ASA_DEBUG === '1' && error instanceof Error) {
     process.stderr.write(`${error.stack}\n`);
   }
-  return error instanceof ExitError ? error.code : exitCode.failure;
+  return code;
 }
 
 export const oneLine = (text: string): string =>
   text.trim().replace(/\s*\n\s*/g, ' ');
 
-async function explain(error: unknown): Promise<string> {
+async function explain(
+  error: unknown,
+): Promise<{ code: number; message: string }> {
+  if (error instanceof ExitError) return error;
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof ExitError) return message;
   // Imported here, because most commands that fail early never need it.
-  const { AsaError } = await import('@asa/core');
+  const { ArgumentError, AsaError } = await import('@asa/core');
   const isOurBug =
     error instanceof AsaError
       ? message.startsWith('internal:')
       : !(error instanceof Error && 'code' in error);
-  if (!isOurBug) return message;
+  if (!isOurBug) {
+    // All arguments come from the command line.
+    const isUsage = error instanceof ArgumentError;
+    return { code: isUsage ? exitCode.usage : exitCode.failure, message };
+  }
   const text = message.startsWith('internal:') ? message : `internal: ${error}`;
-  return `${text} (this is a bug in asa; ASA_DEBUG=1 shows where)`;
+  return {
+    code: exitCode.failure,
+    message: `${text} (this is a bug in asa; ASA_DEBUG=1 shows where)`,
+  };
 }

@@ -73,7 +73,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification found a mismatch,
 export async function run(args: readonly string[]): Promise<number> {
   try {
     const program = await buildProgram(args[0] === 'help' ? args[1] : args[0]);
-    await program.parseAsync(args, { from: 'user' });
+    await program.parseAsync(upToUnknown(program, args), { from: 'user' });
     return Number(process.exitCode ?? exitCode.ok);
   } catch (error) {
     if (!(error instanceof CommanderError)) return report(error);
@@ -101,9 +101,27 @@ async function buildProgram(wanted: string | undefined): Promise<Command> {
     for (const part of [command, ...command.commands]) {
       part.copyInheritedSettings(program);
     }
+    // A wrong option needs a line, a wrong command the list of them.
+    command.showHelpAfterError(command.commands.length > 0);
     program.addCommand(command.summary(summary));
   }
   return program.showHelpAfterError();
+}
+
+/** The words up to an unknown command, which `help` would hide. */
+function upToUnknown(
+  program: CommandUnknownOpts,
+  args: readonly string[],
+): readonly string[] {
+  const words = args[0] === 'help' ? args.slice(1) : args;
+  let command = program;
+  for (const [i, word] of words.entries()) {
+    if (command.commands.length === 0 || /^(-.*|help)$/.test(word)) break;
+    const next = command.commands.find((each) => each.name() === word);
+    if (!next) return words.slice(0, i + 1);
+    command = next;
+  }
+  return args;
 }
 
 const loaded = new Map<string, CommandUnknownOpts>();

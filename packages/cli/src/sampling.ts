@@ -41,19 +41,13 @@ export function withSampling<
       '--logit-bias <id=value>',
       "added to a token's logit; may be repeated",
       logitBias,
-      new Map<number, number>(),
     )
     .option(
       '--seed <n>',
       'the same seed gives the same text',
       integer({ min: 0, max: 2 ** 32 - 1 }),
     )
-    .option(
-      '--stop <text>',
-      'ends the answer; may be repeated',
-      collect,
-      [] as string[],
-    );
+    .option('--stop <text>', 'ends the answer; may be repeated', collect);
 }
 
 export interface SamplingOptions {
@@ -66,25 +60,23 @@ export interface SamplingOptions {
   readonly repetitionPenalty?: number;
   readonly frequencyPenalty?: number;
   readonly presencePenalty?: number;
-  readonly logitBias: ReadonlyMap<number, number>;
+  readonly logitBias?: ReadonlyMap<number, number>;
   readonly seed?: number;
-  readonly stop: readonly string[];
+  readonly stop?: readonly string[];
 }
 
 /** The library's options out of the command line's. */
 export function samplingOf(options: SamplingOptions): GenerateOptions {
-  const { greedy, temperature, logitBias, stop, ...rest } = options;
+  const { greedy, temperature, ...rest } = options;
   return {
     ...rest,
     temperature: greedy ? 0 : (temperature ?? 0.8),
-    stop,
-    ...(logitBias.size > 0 && { logitBias }),
   };
 }
 
 /** @throws UsageError for a token that the model has not got. */
 export function checkLogitBias(
-  { logitBias }: SamplingOptions,
+  { logitBias = new Map() }: SamplingOptions,
   vocabularySize: number,
 ): void {
   for (const id of logitBias.keys()) {
@@ -97,7 +89,7 @@ export function checkLogitBias(
 
 function logitBias(
   text: string,
-  before: ReadonlyMap<number, number>,
+  before: ReadonlyMap<number, number> = new Map(),
 ): Map<number, number> {
   const [, id, value] = /^(\d+)=(-?[0-9.e+-]+|-inf)$/i.exec(text) ?? [];
   const bias = value?.toLowerCase() === '-inf' ? -Infinity : Number(value);

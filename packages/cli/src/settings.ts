@@ -67,7 +67,7 @@ function applyEnvironment(command: CommandUnknownOpts): void {
 
 /** The flags are words in the environment, and booleans in the file. */
 function parseSwitch(option: Option, text: string): unknown {
-  if (!option.isBoolean()) return text;
+  if (!takesSwitch(option)) return text;
   if (/^(1|true|yes|on)$/i.test(text)) return true;
   return /^(0|false|no|off)$/i.test(text) ? false : text;
 }
@@ -138,9 +138,12 @@ function assign(
   }
 }
 
+/** Whether it can be given without a value. */
+const takesSwitch = (option: Option) => option.isBoolean() || option.optional;
+
 function parse(option: Option, value: unknown): unknown {
+  if (takesSwitch(option) && typeof value === 'boolean') return value;
   if (option.isBoolean()) {
-    if (typeof value === 'boolean') return value;
     throw new Error(`must be true or false, got ${JSON.stringify(value)}`);
   }
   const texts = (Array.isArray(value) ? value : [value]).map(textOf);

@@ -48,7 +48,10 @@ export function byteCount(text: string): number {
 }
 
 /** Collects the texts of an option that may be given several times. */
-export function collect(value: string, before: readonly string[]): string[] {
+export function collect(
+  value: string,
+  before: readonly string[] = [],
+): string[] {
   if (value === '') throw new InvalidArgumentError('It must not be empty.');
   return [...before, value];
 }

@@ -1,12 +1,18 @@
-import { evaluateTexts, loadModel, loadTokenizer } from '@asa/core';
+import {
+  evaluateTexts,
+  loadModel,
+  loadTokenizer,
+  type Perplexity,
+} from '@asa/core';
 import { openFolder } from '@asa/core/node';
 import { Command } from '@commander-js/extra-typings';
-import { openBackend } from '../backends';
+import { withBackend } from '../backends';
 import { readAll, textFiles } from '../corpus';
 import { UsageError } from '../exit';
 import { interruptible } from '../interrupt';
 import { backendOption, dtypeOption, modelOption } from '../open-model';
-import { print, printJson } from '../terminal';
+import { withProgress } from '../progress';
+import { grouped, print, printJson } from '../terminal';
 import { integer } from '../values';
 
 const perplexity = new Command('perplexity')
@@ -38,38 +44,44 @@ const perplexity = new Command('perplexity')
   .action(async (options) => {
     const files = await textFiles(options.data);
     const texts = (await readAll(files)).map((text) =>
-      text.slice(0, options.characters),
+      start(text, options.characters),
     );
     const folder = await openFolder(options.model);
-    const backend = await openBackend(options.backend);
-    try {
-      const { model } = await loadModel(folder, backend, {
-        dtype: options.dtype,
-      });
+    const result = await withBackend(options.backend, async (backend) => {
+      const { dtype, context, stride } = options;
+      const { model } = await withProgress('loading', (onProgress) =>
+        loadModel(folder, backend, { dtype, onProgress }),
+      );
       const { vocabularySize } = model.config;
       const tokenizer = await loadTokenizer(folder, vocabularySize);
       if (!tokenizer) {
-        throw new UsageError(`${options.model}: holds no tokenizer.json`);
+        throw new UsageError('--model: the folder has no tokenizer.json');
       }
-      const { context, stride } = options;
-      const result = await interruptible((signal) =>
-        evaluateTexts(model, tokenizer, texts, {
-          ...(context !== undefined && { context }),
-          ...(stride !== undefined && { stride }),
-          signal,
-        }),
+      return interruptible((signal) =>
+        evaluateTexts(model, tokenizer, texts, { context, stride, signal }),
       );
-      if (options.json) printJson(result);
-      else {
-        const { bitsPerByte = Number.NaN, standardError, tokens } = result;
-        print(
-          `${bitsPerByte.toFixed(4)} bits a byte, perplexity ${result.perplexity.toFixed(3)}, loss ${result.loss.toFixed(4)} ± ${standardError.toFixed(4)} nats a token over ${tokens} tokens`,
-        );
-      }
-    } finally {
-      await backend.destroy();
-    }
+    });
+    if (options.json) printJson(result);
+    else print(describe(result));
   });
+
+/** The first characters of a text; none of them is cut in half. */
+const start = (text: string, count = text.length) =>
+  text.slice(0, count).replace(/[\uD800-\uDBFF]$/, '');
+
+function describe(result: Perplexity): string {
+  const { bitsPerByte = Number.NaN, perplexity, loss, tokens } = result;
+  const { standardError } = result;
+  // One window alone says nothing about how others would differ.
+  const error = Number.isNaN(standardError)
+    ? ''
+    : ` ± ${standardError.toFixed(4)}`;
+  return (
+    `${bitsPerByte.toFixed(4)} bits a byte, ` +
+    `perplexity ${perplexity.toFixed(3)}, ` +
+    `loss ${loss.toFixed(4)}${error} nats a token over ${grouped(tokens)} tokens`
+  );
+}
 
 export const command = new Command('eval')
   .description('Measures what a model can do.')

@@ -10,7 +10,7 @@ import {
 } from '../open-model';
 import { readInput, textLimit } from '../read-input';
 import { checkLogitBias, samplingOf, withSampling } from '../sampling';
-import { formatBytes, formatNumber, note, print } from '../terminal';
+import { formatBytes, formatNumber, note } from '../terminal';
 import { integer } from '../values';
 
 const defaultTokens = 200;
@@ -120,8 +120,7 @@ async function stream(
 ): Promise<EndEvent> {
   let end: EndEvent | undefined;
   for await (const event of events) {
-    if (json) print(JSON.stringify(event));
-    else await write(event.text);
+    await write(json ? `${JSON.stringify(event)}\n` : event.text);
     if ('reason' in event) end = event;
   }
   if (!json) await write('\n');

@@ -1,5 +1,5 @@
 import { appendFile, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import {
   type Backend,
   Documents,
@@ -22,7 +22,7 @@ import {
 } from '@asa/core';
 import { makeFolder, openFolder } from '@asa/core/node';
 import { Command, Option } from '@commander-js/extra-typings';
-import { backendNames, openBackend } from '../backends';
+import { backendNames, withBackend } from '../backends';
 import { readTexts, textFiles } from '../corpus';
 import { ExitError, exitCode, UsageError } from '../exit';
 import { interruptible } from '../interrupt';
@@ -58,7 +58,7 @@ export const command = new Command('train')
   )
   .option(
     '--config <file>',
-    'a model folder or a config.json instead of a preset',
+    "a model folder, its config.json, or a file of the library's fields, instead of a preset",
   )
   .option(
     '--tokenizer <folder>',
@@ -75,7 +75,8 @@ export const command = new Command('train')
   .option(
     '--minutes <n>',
     'save and stop after as many minutes',
-    real({ min: 0 }),
+    // A timer holds 31 bits of milliseconds.
+    real({ above: 0, max: 35_000 }),
   )
   .option(
     '--context <n>',
@@ -156,8 +157,7 @@ export const command = new Command('train')
           )
         : undefined;
     const config = trainConfig(options, model);
-    const backend = await openBackend(options.backend);
-    try {
+    await withBackend(options.backend, async (backend) => {
       const trainer = await openTrainer(
         { out, backend, documents, config, model },
         options,
@@ -179,7 +179,9 @@ export const command = new Command('train')
             context: config.context,
             bytesOf: (id) => tokenizer.tokenBytes(id).length,
           },
-        }).then((end) => (signal.aborted ? 'interrupted' : end)),
+        }).then((end) =>
+          end === 'aborted' && signal.aborted ? 'interrupted' : end,
+        ),
       );
       if (reason === 'interrupted') {
         throw new ExitError(
@@ -187,9 +189,7 @@ export const command = new Command('train')
           `stopped at step ${trainer.steps}; --resume goes on from there`,
         );
       }
-    } finally {
-      await backend.destroy();
-    }
+    });
   });
 
 type Options = ReturnType<typeof command.opts>;
@@ -245,10 +245,17 @@ function checkLength({ steps, tokens, minutes, schedule }: Options): void {
 
 /** Before the new tokenizer takes the place of the old run's. */
 async function checkIsFree(out: Folder, { resume }: Options): Promise<void> {
-  if (resume || !(await hasCheckpoint(out))) return;
-  throw new UsageError(
-    `--out: ${out.path} holds a run; --resume goes on with it, or give another folder`,
-  );
+  if (resume) return;
+  if (await hasCheckpoint(out)) {
+    throw new UsageError(
+      `--out: ${out.path} holds a run; --resume goes on with it, or give another folder`,
+    );
+  }
+  if (await out.has('config.json')) {
+    throw new UsageError(
+      `--out: ${out.path} holds a model; give another folder`,
+    );
+  }
 }
 
 /** The run's own where it goes on, else the one given, else a new one. */
@@ -290,8 +297,10 @@ async function modelConfig(
 }
 
 async function readModelConfig(path: string): Promise<ModelConfig> {
-  if (!path.endsWith('.json')) {
-    return (await readConfig(await openFolder(path))).config;
+  // A model's own file has the ecosystem's names in it, as its folder says.
+  const folder = basename(path) === 'config.json' ? dirname(path) : path;
+  if (folder !== path || !path.endsWith('.json')) {
+    return (await readConfig(await openFolder(folder))).config;
   }
   const text = await readFile(path, 'utf8').catch((cause) => {
     throw new UsageError(`${path}: ${cause.message}`, { cause });

@@ -42,7 +42,13 @@ export const command = new Command('verify')
     ).choices(['f64', 'f32', 'f16', 'bf16'] as const),
   )
   .option('--path <path>', 'replays one counterexample')
-  .option('--require', 'what the backend cannot run counts as a mismatch')
+  .addOption(
+    new Option(
+      '--require [backends]',
+      'what the backend cannot run counts as a mismatch; with a list such as ' +
+        'cpu,webgpu only for those',
+    ).argParser((list) => list.split(',').map((name) => name.trim())),
+  )
   .option('--json', 'print the report as JSON')
   .addHelpText(
     'after',
@@ -70,7 +76,7 @@ export const command = new Command('verify')
           ...(suite && { suites: suite }),
           ...(dtype && { dtypes: dtype }),
           ...(path !== undefined && { path }),
-          ...(options.require && { require: true }),
+          require: isRequired(backend.name, options.require),
         })) {
           if (event.type === 'start') bar.update(event.done, event.total);
           if (event.type === 'report') return event.report;
@@ -87,6 +93,9 @@ export const command = new Command('verify')
       await backend.destroy();
     }
   });
+
+const isRequired = (backend: string, list: boolean | string[] | undefined) =>
+  Array.isArray(list) ? list.includes(backend) : list === true;
 
 function show({ rows, counts, backend, device, seed, passed }: Report): void {
   print(
