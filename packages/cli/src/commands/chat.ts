@@ -19,7 +19,7 @@ import { textLimit } from '../read-input';
 import { checkLogitBias, samplingOf, withSampling } from '../sampling';
 import { colors, note } from '../terminal';
 
-const help = '/reset forgets all, /undo the last answer, /exit or Ctrl-D ends';
+const help = '/reset forgets all, /undo the last turn, /exit or Ctrl-D ends';
 
 export const command = withSampling(
   new Command('chat')
@@ -52,8 +52,12 @@ export const command = withSampling(
       if (isTalk) lines.prompt();
       for await (const line of lines) {
         if (line.trim() === '/exit') break;
-        await answer(chat, line, samplingOf(options));
+        const isStopped = await answer(chat, line, samplingOf(options));
         if (isTalk) lines.prompt();
+        else if (isStopped) {
+          process.exitCode = exitCode.interrupted;
+          break;
+        }
       }
       lines.close();
       // The shell's prompt belongs on a line of its own.
@@ -66,22 +70,30 @@ function leave(lines: Interface): void {
   lines.close();
 }
 
+/** @returns whether Ctrl-C stopped an answer. */
 async function answer(
   chat: Chat,
   line: string,
   sampling: ReturnType<typeof samplingOf>,
-): Promise<void> {
+): Promise<boolean> {
   const text = line.trim();
-  if (text === '') return;
-  if (text === '/reset') return chat.reset();
-  if (text === '/undo') return chat.undo();
-  if (text.startsWith('/')) return note(help);
-  await interruptible(async (signal) => {
+  if (text.startsWith('/')) obey(chat, text);
+  if (text === '' || text.startsWith('/')) return false;
+  return interruptible(async (signal) => {
+    let hasBegun = false;
     for await (const piece of chat.say(text, { ...sampling, signal })) {
       process.stdout.write(piece);
+      hasBegun = true;
     }
+    if (hasBegun) process.stdout.write('\n');
+    return signal.aborted;
   });
-  process.stdout.write('\n');
+}
+
+function obey(chat: Chat, order: string): void {
+  if (order === '/reset') chat.reset();
+  else if (order !== '/undo') note(help);
+  else if (!chat.undo()) note('there is nothing to undo');
 }
 
 const tooLong =
@@ -120,10 +132,11 @@ class Chat {
         : [{ role: 'system', content: this.system }];
   }
 
-  /** Forgets the last question and its answer. */
-  undo(): void {
+  /** Forgets the last question and its answer. @returns false without one. */
+  undo(): boolean {
     const last = this.messages.findLastIndex(({ role }) => role === 'user');
     if (last >= 0) this.messages = this.messages.slice(0, last);
+    return last >= 0;
   }
 
   /** Text of the answer, as it comes. */
@@ -149,6 +162,8 @@ class Chat {
       said += event.text;
       yield event.text;
     }
+    // A question that Ctrl-C left without any answer was not asked.
+    if (options.signal.aborted && said === '') return;
     this.messages = [...asked, { role: 'assistant', content: said }];
   }
 
