@@ -67,10 +67,20 @@ export interface SamplingOptions {
 
 /** The library's options out of the command line's. */
 export function samplingOf(options: SamplingOptions): GenerateOptions {
-  const { greedy, temperature, ...rest } = options;
+  const { maxTokens, seed, stop, topK, topP, minP, logitBias } = options;
+  const { repetitionPenalty, frequencyPenalty, presencePenalty } = options;
   return {
-    ...rest,
-    temperature: greedy ? 0 : (temperature ?? 0.8),
+    maxTokens,
+    seed,
+    stop,
+    temperature: options.greedy ? 0 : (options.temperature ?? 0.8),
+    topK,
+    topP,
+    minP,
+    repetitionPenalty,
+    frequencyPenalty,
+    presencePenalty,
+    logitBias,
   };
 }
 

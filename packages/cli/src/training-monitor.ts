@@ -13,8 +13,9 @@ const QUIET_SECONDS = 10;
 /**
  * One line that is written over where stderr is a terminal, else a line every
  * ten seconds. Held-out losses and checkpoints get lines of their own.
+ * @param steps of the run; none where only time ends it.
  */
-export function trainingMonitor(steps: number): TrainingMonitor {
+export function trainingMonitor(steps: number | undefined): TrainingMonitor {
   const { stderr } = process;
   const began = performance.now();
   let shown = Number.NEGATIVE_INFINITY;
@@ -35,8 +36,11 @@ export function trainingMonitor(steps: number): TrainingMonitor {
         }
         shown = now;
         const each = (now - began) / 1000 / (event.step - first);
+        const line = stepLine(event, steps, each);
         clear();
-        stderr.write(stepLine(event, steps, each) + (stderr.isTTY ? '' : '\n'));
+        // A line that wraps could not be written over.
+        const { columns = 80 } = stderr;
+        stderr.write(stderr.isTTY ? line.slice(0, columns - 1) : `${line}\n`);
         isLineOpen = stderr.isTTY;
       } else if (event.kind === 'evaluation') {
         clear();
@@ -55,19 +59,20 @@ export function trainingMonitor(steps: number): TrainingMonitor {
   };
 }
 
+/** What matters most comes first: a narrow terminal shows no more. */
 function stepLine(
   event: Extract<TrainEvent, { kind: 'step' }>,
-  steps: number,
+  steps: number | undefined,
   secondsPerStep: number,
 ): string {
-  const left = formatDuration((steps - event.step) * secondsPerStep);
+  const left = steps && formatDuration((steps - event.step) * secondsPerStep);
   return [
-    `step ${event.step}/${steps}`,
+    steps ? `step ${event.step}/${steps}` : `step ${event.step}`,
     `loss ${event.loss.toFixed(4)}`,
+    `${formatNumber(event.tokensPerSecond)} tokens/s`,
+    ...(left ? [`${left} left`] : []),
     `rate ${event.learningRate.toExponential(1)}`,
     `norm ${event.gradientNorm.toFixed(2)}`,
-    `${formatNumber(event.tokensPerSecond)} tokens/s`,
     `${grouped(event.tokens)} tokens`,
-    `${left} left`,
   ].join('  ');
 }

@@ -1,76 +1,72 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { openCpu } from '../../../packages/backend-cpu/src';
+import type { Backend } from '@asa/core';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import {
   type BackendEntry,
-  backends,
   openBackend,
+  UnavailableError,
+  withBackend,
 } from '../../../packages/cli/src/backends';
+import { exitCode } from '../../../packages/cli/src/exit';
 
-const works: BackendEntry = {
-  name: 'works',
-  explain: async () => undefined,
-  open: () => openCpu(),
-};
-const absent: BackendEntry = {
-  name: 'absent',
-  explain: async () => 'there is no such device',
-  open: () => Promise.reject(new Error('must not be opened')),
-};
+const entry = (name: string, why?: string): BackendEntry => ({
+  name,
+  explain: async () => why,
+  open: async () => ({ name, description: `a ${name}` }) as Backend,
+});
 const broken: BackendEntry = {
-  name: 'broken',
-  explain: async () => undefined,
-  open: () => Promise.reject(new Error('the driver\nis too old')),
+  ...entry('broken'),
+  open: async () => {
+    throw new Error('it broke');
+  },
 };
+const webgpu = entry('webgpu', 'no adapter');
+const cpu = entry('cpu');
 
-let stderr = '';
-beforeEach(() => {
-  stderr = '';
-  vi.spyOn(process.stderr, 'write').mockImplementation((text) => {
-    stderr += text;
-    return true;
-  });
-});
-afterEach(() => {
-  vi.restoreAllMocks();
-});
+const stderr = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+afterEach(() => stderr.mockClear());
+const said = () => stderr.mock.calls.map(([text]) => text).join('');
 
 describe('openBackend', () => {
-  it('takes the first that works, and says so and why not the others', async () => {
-    const backend = await openBackend('auto', [absent, broken, works]);
-    expect(backend.name).toBe('cpu');
-    expect(stderr).toContain('asa: backend cpu (');
-    expect(stderr).toContain('passed over absent: there is no such device');
-    expect(stderr).toContain('passed over broken: the driver');
-  });
-
-  it('opens the one that is named without a word', async () => {
-    const backend = await openBackend('works', [absent, works]);
-    expect(backend.name).toBe('cpu');
-    expect(stderr).toBe('');
+  it('opens what is named, without a word', async () => {
+    expect((await openBackend('cpu', [webgpu, cpu])).name).toBe('cpu');
+    expect(said()).toBe('');
   });
 
   it.each([
-    [absent, 'there is no such device'],
-    [broken, 'the driver'],
-  ])('ends with 4 where the named one is not available', async (entry, why) => {
-    await expect(openBackend(entry.name, [entry, works])).rejects.toMatchObject(
-      {
-        code: 4,
-        message: expect.stringContaining(why),
-      },
-    );
-    expect(stderr).toBe('');
-  });
-
-  it('ends with 4 where none is available', async () => {
-    await expect(openBackend('auto', [absent, broken])).rejects.toMatchObject({
-      code: 4,
+    ['webgpu', 'no adapter'],
+    ['broken', 'it broke'],
+    ['abacus', 'no such backend'],
+  ])('never takes another for %s', async (name, reason) => {
+    const opened = openBackend(name, [webgpu, broken, cpu]);
+    await expect(opened).rejects.toThrow(UnavailableError);
+    await expect(opened).rejects.toMatchObject({
+      code: exitCode.unavailable,
+      message: `backend ${name} is not available here: ${reason}`,
     });
+    expect(exitCode.unavailable).toBe(4);
   });
 
-  it('always has a backend: the CPU', async () => {
-    const cpu = backends.find(({ name }) => name === 'cpu');
-    expect(await cpu?.explain()).toBeUndefined();
-    expect(backends.at(-1)).toBe(cpu);
+  it('auto takes the first that works, and says what it passed over', async () => {
+    const opened = await openBackend('auto', [webgpu, broken, cpu]);
+    expect(opened.name).toBe('cpu');
+    expect(said()).toContain(
+      'backend cpu (a cpu); passed over webgpu: no adapter; passed over broken: it broke',
+    );
   });
+
+  it('auto fails where nothing works', () =>
+    expect(openBackend('auto', [webgpu])).rejects.toMatchObject({
+      code: exitCode.unavailable,
+    }));
+});
+
+it('withBackend frees the backend when the work fails', async () => {
+  let freed: Backend | undefined;
+  const work = withBackend('cpu', async (backend) => {
+    freed = backend;
+    vi.spyOn(backend, 'destroy');
+    throw new Error('no');
+  });
+  await expect(work).rejects.toThrow('no');
+  expect(freed?.destroy).toHaveBeenCalledOnce();
 });

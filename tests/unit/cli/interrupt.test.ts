@@ -1,69 +1,55 @@
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
+import { exitCode } from '../../../packages/cli/src/exit';
 import { interruptible } from '../../../packages/cli/src/interrupt';
 
-afterEach(() => {
-  vi.restoreAllMocks();
+const exit = vi
+  .spyOn(process, 'exit')
+  .mockImplementation(() => undefined as never);
+afterEach(() => exit.mockClear());
+
+const pause = (ms: number) =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
+
+it('the first Ctrl-C aborts the signal and keeps the result', async () => {
+  const result = await interruptible(async (signal) => {
+    expect(signal.aborted).toBe(false);
+    process.emit('SIGINT');
+    return signal.aborted;
+  });
+  expect(result).toBe(true);
+  expect(exit).not.toHaveBeenCalled();
 });
 
-const aborted = (signal: AbortSignal) =>
-  new Promise<void>((resolve) =>
-    signal.addEventListener('abort', () => resolve()),
-  );
-
-describe('interruptible', () => {
-  it('aborts at the first Ctrl-C, and the work ends as it likes', async () => {
-    const work = interruptible(async (signal) => {
-      await aborted(signal);
-      return 'kept';
-    });
-    process.emit('SIGINT');
-    expect(await work).toBe('kept');
-  });
-
-  it('ends with 130 where the work throws the reason', async () => {
-    const work = interruptible(async (signal) => {
-      await aborted(signal);
-      signal.throwIfAborted();
-    });
-    process.emit('SIGINT');
-    await expect(work).rejects.toMatchObject({ code: 130 });
-  });
-
-  it('lets other errors through', async () => {
-    const failure = new Error('the disk is full');
-    const work = interruptible(async (signal) => {
-      await aborted(signal);
-      throw failure;
-    });
-    process.emit('SIGINT');
-    await expect(work).rejects.toBe(failure);
-  });
-
-  it('ends the program at the second, but not at one press seen twice', async () => {
-    const exit = vi
-      .spyOn(process, 'exit')
-      .mockImplementation(() => undefined as never);
-    let finish = () => {};
-    const work = interruptible(
-      () =>
-        new Promise<void>((resolve) => {
-          finish = resolve;
-        }),
-    );
+it('the second ends the program; one press that comes twice does not', async () => {
+  await interruptible(async () => {
     process.emit('SIGINT');
     process.emit('SIGINT');
     expect(exit).not.toHaveBeenCalled();
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    await pause(80);
     process.emit('SIGINT');
-    expect(exit).toHaveBeenCalledWith(130);
-    finish();
-    await work;
+    expect(exit).toHaveBeenCalledExactlyOnceWith(130);
   });
+});
 
-  it('leaves no handler behind', async () => {
-    const before = process.listenerCount('SIGINT');
-    await interruptible(async () => undefined);
-    await interruptible(() => Promise.reject(new Error())).catch(() => {});
-    expect(process.listenerCount('SIGINT')).toBe(before);
+it('work that throws the reason was stopped, not broken', async () => {
+  const stopped = interruptible(async (signal) => {
+    process.emit('SIGINT');
+    signal.throwIfAborted();
   });
+  await expect(stopped).rejects.toMatchObject({ code: exitCode.interrupted });
+  const broken = interruptible(async () => {
+    process.emit('SIGINT');
+    throw new Error('broken');
+  });
+  await expect(broken).rejects.toThrow('broken');
+});
+
+it('leaves no handler behind', async () => {
+  const before = process.listenerCount('SIGINT');
+  await interruptible(async () => {
+    expect(process.listenerCount('SIGINT')).toBe(before + 1);
+  });
+  expect(process.listenerCount('SIGINT')).toBe(before);
 });

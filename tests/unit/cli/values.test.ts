@@ -1,100 +1,73 @@
 import { describe, expect, it } from 'vitest';
 import {
-  formatBytes,
-  formatCount,
-  formatDuration,
-  table,
-} from '../../../packages/cli/src/terminal';
-import { byteCount, integer, real } from '../../../packages/cli/src/values';
+  byteCount,
+  collect,
+  integer,
+  real,
+} from '../../../packages/cli/src/values';
 
 describe('integer', () => {
-  it('takes whole numbers in any notation', () => {
-    expect(['0', '12', '1e9', ' 7 '].map(integer())).toEqual([0, 12, 1e9, 7]);
-  });
+  it.each([
+    ['12', 12],
+    ['1e6', 1_000_000],
+    ['-3', -3],
+    [' 7 ', 7],
+  ])('reads %j', (text, value) => expect(integer()(text)).toBe(value));
 
-  it.each(['', ' ', 'NaN', 'Infinity', '1.5', '12px', '9007199254740992'])(
-    'refuses %j',
-    (text) => {
-      expect(() => integer()(text)).toThrow('It must be a whole number.');
-    },
+  it.each([
+    '',
+    ' ',
+    'x',
+    '1.5',
+    'NaN',
+    'Infinity',
+    '1e300',
+    '9007199254740993',
+  ])('refuses %j', (text) =>
+    expect(() => integer()(text)).toThrow('a whole number'),
   );
 
-  it('keeps to its range, both ends included', () => {
-    const parse = integer({ min: 0, max: 3 });
-    expect(['0', '3'].map(parse)).toEqual([0, 3]);
-    for (const text of ['-1', '4']) {
-      expect(() => parse(text)).toThrow(/at least 0 and at most 3/);
+  it('includes its limits, and names them', () => {
+    const range = integer({ min: 1, max: 3 });
+    expect([range('1'), range('3')]).toEqual([1, 3]);
+    for (const text of ['0', '4']) {
+      expect(() => range(text)).toThrow('at least 1 and at most 3');
     }
-  });
-
-  it('may have 0 as its greatest', () => {
-    expect(() => integer({ max: 0 })('1')).toThrow(/at most 0/);
   });
 });
 
 describe('real', () => {
-  it('leaves out the bound it lies above', () => {
-    const parse = real({ above: 0, max: 1 });
-    expect(['1e-9', '1'].map(parse)).toEqual([1e-9, 1]);
-    for (const text of ['0', '-0', '1.0001', 'NaN']) {
-      expect(() => parse(text)).toThrow(/above 0 and at most 1/);
-    }
+  it.each([
+    ['0.7', 0.7],
+    ['-1e-3', -0.001],
+  ])('reads %j', (text, value) => expect(real()(text)).toBe(value));
+
+  it.each(['', 'x', 'NaN', '-Infinity', '1,5'])('refuses %j', (text) =>
+    expect(() => real()(text)).toThrow('a number'),
+  );
+
+  it('leaves out what it must be above', () => {
+    const range = real({ above: 0, max: 1 });
+    expect([range('1e-9'), range('1')]).toEqual([1e-9, 1]);
+    expect(() => range('0')).toThrow('above 0 and at most 1');
+    expect(() => range('1.1')).toThrow('at most 1');
   });
 });
 
 describe('byteCount', () => {
   it.each([
-    ['1024', 1024],
-    ['500MB', 5e8],
-    ['1.5GiB', 1.5 * 2 ** 30],
-    ['2 kb', 2000],
-    ['5e9', 5e9],
-  ])('%s', (text, bytes) => {
-    expect(byteCount(text)).toBe(bytes);
-  });
+    ['500', 500],
+    ['500MB', 500e6],
+    ['2GiB', 2 ** 31],
+    ['1.5 kib', 1536],
+  ])('reads %j', (text, value) => expect(byteCount(text)).toBe(value));
 
-  it.each(['', 'MB', '0', '-1MB', '1XB', '1e999', '.', '1 2'])(
-    'refuses %j',
-    (text) => {
-      expect(() => byteCount(text)).toThrow(/a size such as/);
-    },
+  it.each(['', 'MB', '-1MB', '0', '1XB', 'e', '1e999'])('refuses %j', (text) =>
+    expect(() => byteCount(text)).toThrow('a size'),
   );
 });
 
-describe('what a user reads', () => {
-  it.each([
-    [0, '0 B'],
-    [1023, '1023 B'],
-    [1536, '1.50 KiB'],
-    [2 ** 31, '2 GiB'],
-  ])('%d bytes', (bytes, text) => {
-    expect(formatBytes(bytes)).toBe(text);
-  });
-
-  it.each([
-    [999, '999'],
-    [1_340_000_000, '1.34 G'],
-  ])('%d', (count, text) => {
-    expect(formatCount(count)).toBe(text);
-  });
-
-  it.each([
-    [59.6, '1:00'],
-    [3723, '1:02:03'],
-    [Number.POSITIVE_INFINITY, '-'],
-  ])('%d seconds', (seconds, text) => {
-    expect(formatDuration(seconds)).toBe(text);
-  });
-
-  it('stands in columns', () => {
-    expect(
-      table(
-        ['name', 'n'],
-        [
-          ['a', '10'],
-          ['long', '5'],
-        ],
-      ),
-    ).toBe('name   n\na     10\nlong   5');
-  });
+it('collect keeps the order, and refuses nothing as a value', () => {
+  expect(collect('b', collect('a'))).toEqual(['a', 'b']);
+  expect(() => collect('')).toThrow('empty');
 });

@@ -212,7 +212,8 @@ async function runTraining(
       | undefined;
   },
 ): Promise<'done' | 'aborted'> {
-  const monitor = trainingMonitor(trainer.config.steps);
+  const { steps } = trainer.config;
+  const monitor = trainingMonitor(steps === endless ? undefined : steps);
   let reason: 'done' | 'aborted' = 'done';
   try {
     for await (const event of train(trainer, {
