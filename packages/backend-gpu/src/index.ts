@@ -1,0 +1,2 @@
+/** The GPU drivers of asa. */
+export * from './webgpu';

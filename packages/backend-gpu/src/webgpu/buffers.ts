@@ -1,0 +1,104 @@
+import { OutOfMemoryError } from '@asa/core';
+
+/** A device buffer that the pool hands out again and again. */
+export interface PooledBuffer {
+  readonly gpu: GPUBuffer;
+  /** Names the buffer in the keys of cached bind groups. */
+  readonly id: number;
+  readonly bytes: number;
+  /** The batch of commands that last touched it. */
+  batch: number;
+}
+
+/**
+ * Device buffers by size. Commands run in order, so a buffer that is given
+ * back may be handed out again while commands on it still wait.
+ */
+export class BufferPool {
+  private readonly idle = new Map<number, PooledBuffer[]>();
+  private readonly all = new Set<PooledBuffer>();
+  private nextId = 1;
+  /** Bytes of all buffers, in use or idle. */
+  bytes = 0;
+  /** Buffers made since the pool was opened: what a warm step must not do. */
+  created = 0;
+
+  constructor(
+    private readonly device: GPUDevice,
+    private readonly limitBytes: number,
+    private readonly onDestroy: (buffer: PooledBuffer) => void,
+  ) {}
+
+  /** @throws OutOfMemoryError past the limit or the largest buffer. */
+  take(bytes: number, inUse: number): PooledBuffer {
+    const size = sizeClass(bytes);
+    const found = this.idle.get(size)?.pop();
+    if (found) return found;
+    const { maxBufferSize } = this.device.limits;
+    // A class may lie past the largest buffer while the request does not.
+    const exact = size > maxBufferSize ? roundUp(bytes, 4) : size;
+    if (exact > maxBufferSize) {
+      const largest = `the device's largest buffer has ${maxBufferSize}`;
+      throw new OutOfMemoryError(bytes, inUse, largest);
+    }
+    if (this.bytes + exact > this.limitBytes) this.trim();
+    if (this.bytes + exact > this.limitBytes) {
+      const limit = `the limit is ${this.limitBytes} bytes`;
+      throw new OutOfMemoryError(bytes, inUse, limit);
+    }
+    return this.create(exact);
+  }
+
+  give(buffer: PooledBuffer): void {
+    if (!this.all.has(buffer)) return;
+    const list = this.idle.get(buffer.bytes) ?? [];
+    list.push(buffer);
+    this.idle.set(buffer.bytes, list);
+  }
+
+  /** Destroys what is idle. Commands that were handed over still run. */
+  trim(): void {
+    for (const buffer of [...this.idle.values()].flat()) this.destroy(buffer);
+    this.idle.clear();
+  }
+
+  destroyAll(): void {
+    for (const buffer of this.all) this.destroy(buffer);
+    this.idle.clear();
+  }
+
+  private create(bytes: number): PooledBuffer {
+    const gpu = this.device.createBuffer({
+      size: bytes,
+      usage:
+        GPUBufferUsage.STORAGE |
+        GPUBufferUsage.COPY_SRC |
+        GPUBufferUsage.COPY_DST,
+    });
+    const buffer = { gpu, id: this.nextId++, bytes, batch: -1 };
+    this.all.add(buffer);
+    this.bytes += bytes;
+    this.created += 1;
+    return buffer;
+  }
+
+  private destroy(buffer: PooledBuffer): void {
+    if (!this.all.delete(buffer)) return;
+    this.onDestroy(buffer);
+    buffer.gpu.destroy();
+    this.bytes -= buffer.bytes;
+  }
+}
+
+const SMALLEST = 256;
+
+/** Four classes to each power of two: at most a quarter is wasted. */
+function sizeClass(bytes: number): number {
+  if (bytes <= SMALLEST) return SMALLEST;
+  const step = 2 ** (Math.floor(Math.log2(bytes - 1)) - 2);
+  return roundUp(bytes, Math.max(step, 4));
+}
+
+function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple;
+}

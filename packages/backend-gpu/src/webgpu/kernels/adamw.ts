@@ -1,0 +1,52 @@
+import { f32, input, output, u32 } from '../launch';
+import { elementwise, type KernelContext, type Kernels } from './context';
+
+export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
+  /**
+   * p -= lr wd p
+   * m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
+   * p -= lr m^ / (sqrt(v^) + eps),  m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)
+   */
+  adamw({ parameter, gradient, m, v, squaredNorm }, _outputs, attributes) {
+    const { learningRate, beta1, beta2, eps, weightDecay, step, clip } =
+      attributes;
+    const norm = clip === undefined ? undefined : squaredNorm;
+    const factor = norm
+      ? 'min(1.0, u.clip / (sqrt(squaredNorm[0]) + 1e-6))'
+      : '1.0';
+    context.run({
+      kernel: 'adamw',
+      constants: {},
+      bindings: {
+        parameter: output(parameter),
+        gradient: input(gradient),
+        m: output(m),
+        v: output(v),
+        squaredNorm: norm && input(norm),
+      },
+      uniforms: {
+        count: u32(parameter.size),
+        beta1: f32(beta1),
+        rest1: f32(1 - beta1),
+        beta2: f32(beta2),
+        rest2: f32(1 - beta2),
+        keep: f32(1 - learningRate * weightDecay),
+        // Corrections in double on the host: 1 - b2^t loses digits in f32.
+        rate: f32(learningRate / (1 - beta1 ** step)),
+        correction: f32(1 / (1 - beta2 ** step)),
+        eps: f32(eps),
+        clip: f32(clip ?? 0),
+      },
+      ...elementwise(
+        parameter.size,
+        () => `let g = f32(gradient[i]) * ${factor};
+let mi = u.beta1 * f32(m[i]) + u.rest1 * g;
+let vi = u.beta2 * f32(v[i]) + u.rest2 * g * g;
+let root = sqrt(vi * u.correction) + u.eps;
+parameter[i] = t_parameter(f32(parameter[i]) * u.keep - u.rate * mi / root);
+m[i] = t_m(mi);
+v[i] = t_v(vi);`,
+      ),
+    });
+  },
+});

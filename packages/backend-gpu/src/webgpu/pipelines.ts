@@ -1,0 +1,154 @@
+import { CompileError } from '@asa/core';
+import {
+  type Launch,
+  packUniforms,
+  pipelineKey,
+  present,
+  wgslOf,
+} from './launch';
+import { memoryOf } from './memory';
+
+interface Pipeline {
+  readonly id: number;
+  readonly gpu: GPUComputePipeline;
+}
+
+interface Uniforms {
+  readonly id: number;
+  readonly gpu: GPUBuffer;
+}
+
+const MOST_UNIFORMS = 4096;
+const MOST_BIND_GROUPS = 16_384;
+
+/** Compiled kernels, uniform buffers and bind groups, each made once. */
+export class Pipelines {
+  private readonly compiled = new Map<string, Pipeline>();
+  private readonly uniforms = new Map<string, Uniforms>();
+  private readonly bindGroups = new Map<string, GPUBindGroup>();
+  private nextId = 1;
+
+  constructor(
+    private readonly device: GPUDevice,
+    private readonly report: (problem: Promise<Error | undefined>) => void,
+  ) {}
+
+  /** What a compute pass needs to dispatch a launch. */
+  prepare(launch: Launch): {
+    readonly pipeline: GPUComputePipeline;
+    readonly bindGroup: GPUBindGroup;
+  } {
+    const pipeline = this.pipeline(launch);
+    return {
+      pipeline: pipeline.gpu,
+      bindGroup: this.bindGroup(launch, pipeline),
+    };
+  }
+
+  /** A buffer was destroyed: the bind groups go, the rest is kept. */
+  forgetBindGroups(): void {
+    this.bindGroups.clear();
+  }
+
+  destroy(): void {
+    for (const { gpu } of this.uniforms.values()) gpu.destroy();
+    this.uniforms.clear();
+    this.bindGroups.clear();
+    this.compiled.clear();
+  }
+
+  private pipeline(launch: Launch): Pipeline {
+    const key = pipelineKey(launch);
+    let pipeline = this.compiled.get(key);
+    if (!pipeline) {
+      pipeline = { id: this.nextId++, gpu: this.compile(launch) };
+      this.compiled.set(key, pipeline);
+    }
+    return pipeline;
+  }
+
+  private compile(launch: Launch): GPUComputePipeline {
+    const { device } = this;
+    const code = wgslOf(launch);
+    device.pushErrorScope('validation');
+    const module = device.createShaderModule({ code, label: launch.kernel });
+    const pipeline = device.createComputePipeline({
+      layout: 'auto',
+      compute: { module, entryPoint: 'main' },
+      label: launch.kernel,
+    });
+    const scope = device.popErrorScope();
+    const check = async () => {
+      const error = await scope;
+      if (!error) return undefined;
+      const { messages } = await module.getCompilationInfo();
+      const log = messages.map(
+        ({ type, lineNum, message }) =>
+          `${type} in line ${lineNum}: ${message}`,
+      );
+      return new CompileError(
+        launch.kernel,
+        log.join('\n') || error.message,
+        code,
+      );
+    };
+    this.report(check());
+    return pipeline;
+  }
+
+  private bindGroup(launch: Launch, pipeline: Pipeline): GPUBindGroup {
+    const uniforms = this.uniform(launch);
+    const memories = present(launch.bindings).map(([, { tensor }]) =>
+      memoryOf(tensor.storage),
+    );
+    let key = `${pipeline.id}:${uniforms?.id ?? 0}`;
+    for (const { buffer, boundBytes } of memories) {
+      key += `,${buffer.id}/${boundBytes}`;
+    }
+    const known = this.bindGroups.get(key);
+    if (known) return known;
+    const entries: GPUBindGroupEntry[] = memories.map((memory, binding) => ({
+      binding,
+      resource: { buffer: memory.buffer.gpu, size: memory.boundBytes },
+    }));
+    if (uniforms) {
+      entries.push({
+        binding: entries.length,
+        resource: { buffer: uniforms.gpu },
+      });
+    }
+    if (this.bindGroups.size >= MOST_BIND_GROUPS) this.bindGroups.clear();
+    const bindGroup = this.device.createBindGroup({
+      layout: pipeline.gpu.getBindGroupLayout(0),
+      entries,
+    });
+    this.bindGroups.set(key, bindGroup);
+    return bindGroup;
+  }
+
+  private uniform(launch: Launch): Uniforms | undefined {
+    const words = packUniforms(launch);
+    if (!words) return undefined;
+    const key = words.join();
+    let uniforms = this.uniforms.get(key);
+    if (!uniforms) {
+      if (this.uniforms.size >= MOST_UNIFORMS) this.dropUniforms();
+      const gpu = this.device.createBuffer({
+        size: words.byteLength,
+        usage: GPUBufferUsage.UNIFORM,
+        mappedAtCreation: true,
+      });
+      new Uint32Array(gpu.getMappedRange()).set(words);
+      gpu.unmap();
+      uniforms = { id: this.nextId++, gpu };
+      this.uniforms.set(key, uniforms);
+    }
+    return uniforms;
+  }
+
+  /** Without `destroy`: commands that wait may still read them. */
+  private dropUniforms(): void {
+    this.uniforms.clear();
+    this.bindGroups.clear();
+  }
+}

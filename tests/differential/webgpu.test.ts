@@ -1,0 +1,47 @@
+import { openCpu } from '@asa/backend-cpu';
+import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
+import { type Backend, type OperatorName, operators } from '@asa/core';
+import { differential } from '@asa/core/verify';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import {
+  softwareGpu,
+  whyNoSoftwareGpu,
+} from '../unit/backend-gpu/software-gpu';
+
+// Each case compiles kernels for its shapes, which takes a software adapter
+// longer than running them.
+const CASES = 3;
+
+const reason = whyNoSoftwareGpu();
+
+describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
+  let backend: WebGpuBackend;
+  let reference: Backend;
+
+  beforeAll(async () => {
+    backend = await openWebGpu({ gpu: softwareGpu(), poison: true });
+    reference = await openCpu({ poison: true });
+  }, 60_000);
+
+  afterAll(async () => {
+    await backend.destroy();
+    await reference.destroy();
+  });
+
+  test.each(Object.keys(operators) as OperatorName[])(
+    'computes %s as the oracle does',
+    async (operator) => {
+      const outcome = await differential(
+        { backend, reference },
+        operator,
+        'f32',
+        { seed: 3, cases: CASES },
+      );
+      expect(outcome.detail).toBeUndefined();
+      expect(outcome.cases).toBeGreaterThan(0);
+      // Casts to what WebGPU lacks are the only calls refused.
+      if (operator !== 'cast') expect(outcome.missing).toBe(0);
+    },
+    120_000,
+  );
+});

@@ -1,0 +1,99 @@
+/**
+ * A GPU in software for machines without one: Dawn on SwiftShader, which the
+ * package @sparticuz/chromium holds. Dawn takes the Vulkan library that lies
+ * beside it; a copy of Dawn in a folder of its own keeps that library from
+ * hiding a real GPU.
+ */
+import { execFileSync } from 'node:child_process';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { brotliDecompressSync } from 'node:zlib';
+
+const cache = fileURLToPath(
+  new URL('../../../node_modules/.cache/asa-swiftshader', import.meta.url),
+);
+
+const holder = globalThis as { asaSoftwareGpu?: GPU };
+
+/**
+ * Why there is no software GPU here; nothing when there is one. An error
+ * instead where `ASA_REQUIRE` asks for WebGPU.
+ */
+export function whyNoSoftwareGpu(): string | undefined {
+  const reason =
+    process.platform === 'linux' && process.arch === 'x64'
+      ? undefined
+      : `SwiftShader's build is for linux-x64, this is ${process.platform}-${process.arch}`;
+  if (reason && process.env.ASA_REQUIRE?.split(',').includes('webgpu')) {
+    throw new Error(`ASA_REQUIRE asks for webgpu: ${reason}`);
+  }
+  return reason;
+}
+
+/** Kept on `globalThis`: collected while in use, it takes the process down. */
+export function softwareGpu(): GPU {
+  holder.asaSoftwareGpu ??= open();
+  return holder.asaSoftwareGpu;
+}
+
+function open(): GPU {
+  process.env.XDG_RUNTIME_DIR ??= '/tmp';
+  const module = {
+    exports: {} as { create: (o: string[]) => GPU; globals: object },
+  };
+  process.dlopen(module, join(folder(), 'dawn.node'));
+  const { create, globals } = module.exports;
+  Object.assign(globalThis, globals);
+  return create(['enable-dawn-features=allow_unsafe_apis']);
+}
+
+/** Both libraries side by side, unpacked once. */
+function folder(): string {
+  const require = createRequire(
+    new URL('../../../packages/backend-gpu/package.json', import.meta.url),
+  );
+  const dawn = dawnPath(dirname(require.resolve('webgpu')));
+  const archive = join(
+    dirname(require.resolve('@sparticuz/chromium')),
+    '../../bin/swiftshader.tar.br',
+  );
+  if (existsSync(join(cache, 'dawn.node'))) return cache;
+  mkdirSync(dirname(cache), { recursive: true });
+  // Tests run side by side: each unpacks on its own, the first one to end wins.
+  const own = mkdtempSync(`${cache}-`);
+  const tar = join(own, 'swiftshader.tar');
+  writeFileSync(tar, brotliDecompressSync(readFileSync(archive)));
+  execFileSync('tar', ['-xf', tar, '-C', own]);
+  rmSync(tar);
+  renameSync(join(own, 'libvk_swiftshader.so'), join(own, 'libvulkan.so.1'));
+  copyFileSync(dawn, join(own, 'dawn.node'));
+  try {
+    renameSync(own, cache);
+  } catch {
+    rmSync(own, { recursive: true });
+  }
+  return cache;
+}
+
+/** Versions of the package differ in where the library lies. */
+function dawnPath(root: string): string {
+  const { platform, arch } = process;
+  const places = [
+    join(root, 'dist', `${platform}-${arch}`, 'dawn.node'),
+    join(root, 'dist', `${platform}-${arch}.dawn.node`),
+  ];
+  const found = places.find((path) => existsSync(path));
+  if (!found) throw new Error(`webgpu has no build for ${platform}-${arch}`);
+  return found;
+}
