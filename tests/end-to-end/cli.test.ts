@@ -199,10 +199,14 @@ describe('generate', () => {
 
   it('ends quietly when its reader has seen enough', () => {
     const command = `"${process.execPath}" "${main}" generate --model "${model}" --prompt the --json | head -1; echo "status \${PIPESTATUS[0]}"`;
-    const output = execFileSync('bash', ['-c', `{ ${command}; } 2>&1`], {
-      env: { PATH: process.env.PATH },
-      encoding: 'utf8',
-    });
+    const output = execFileSync(
+      'bash',
+      ['--norc', '-c', `{ ${command}; } 2>&1`],
+      {
+        env: { PATH: process.env.PATH },
+        encoding: 'utf8',
+      },
+    );
     const lines = output.trimEnd().split('\n');
     expect(lines).toHaveLength(3);
     expect(output).toContain('status 0');
@@ -342,6 +346,21 @@ describe('settings', () => {
     expect(both).toBe(without);
   });
 
+  it('gives required options, lists and switches too', async () => {
+    const settings = {
+      model,
+      characters: 50,
+      'eval perplexity': { data: [path('text', '1.txt'), path('text')] },
+    };
+    const name = file('eval.json', JSON.stringify(settings));
+    const { code, stdout, stderr } = await asa(
+      ['eval', 'perplexity', '--config-file', name],
+      { env: { ASA_JSON: 'yes' } },
+    );
+    expect(code, stderr).toBe(0);
+    expect(JSON.parse(stdout).bytes).toBe(4 * 50);
+  });
+
   it.each([
     ['no JSON', '{', 'not JSON'],
     ['no object', '[1]', 'must hold a JSON object'],
@@ -410,6 +429,7 @@ describe('completion', () => {
       execFileSync(
         'bash',
         [
+          '--norc',
           '-c',
           `source <("${process.execPath}" "${main}" completion bash)
            COMP_WORDS=(asa "$@"); COMP_CWORD=$#; _asa; echo "\${COMPREPLY[*]}"`,

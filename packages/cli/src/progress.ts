@@ -21,6 +21,9 @@ export function progressBar(label: string): Progress {
     clearOnComplete: true,
     // Ctrl-C is ours: its own handler would keep the program from ending.
     gracefulExit: false,
+    // What it changes of the terminal, a program that is ended cannot undo.
+    linewrap: true,
+    hideCursor: false,
     formatTime: (seconds, options) =>
       seconds > 0 ? Format.TimeFormat(seconds, options, 1) : '',
   });

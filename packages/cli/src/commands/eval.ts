@@ -9,7 +9,6 @@ import { Command } from '@commander-js/extra-typings';
 import { withBackend } from '../backends';
 import { readAll, textFiles } from '../corpus';
 import { UsageError } from '../exit';
-import { interruptible } from '../interrupt';
 import { backendOption, dtypeOption, modelOption } from '../open-model';
 import { withProgress } from '../progress';
 import { grouped, print, printJson } from '../terminal';
@@ -57,9 +56,8 @@ const perplexity = new Command('perplexity')
       if (!tokenizer) {
         throw new UsageError('--model: the folder has no tokenizer.json');
       }
-      return interruptible((signal) =>
-        evaluateTexts(model, tokenizer, texts, { context, stride, signal }),
-      );
+      // Ctrl-C has nothing to keep here: it ends the program as it is.
+      return evaluateTexts(model, tokenizer, texts, { context, stride });
     });
     if (options.json) printJson(result);
     else print(describe(result));
