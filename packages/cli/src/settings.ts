@@ -4,7 +4,7 @@ import { UsageError } from './exit';
 import { defaultConfigFile } from './paths';
 
 /** Every option of a command also has a name in the environment. */
-export const environmentName = (option: Option): string =>
+const environmentName = (option: Option): string =>
   `ASA_${option.name().toUpperCase().replaceAll('-', '_')}`;
 
 /** The words that call a command: `eval perplexity`. */
