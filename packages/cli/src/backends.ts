@@ -11,12 +11,28 @@ export interface BackendEntry {
   open(): Promise<Backend>;
 }
 
-/** All backends, the fastest first: the order in which `auto` tries them. */
+/** All backends, in the order in which `auto` tries them. */
 export const backends: readonly BackendEntry[] = [
   {
     name: 'cpu',
     explain: async () => undefined,
     open: async () => (await import('@asa/backend-cpu')).openCpu(),
+  },
+  {
+    // Behind the CPU until its decoding is faster: for now it is asked for.
+    name: 'webgpu',
+    explain: async () => {
+      const { explainWebGpu } = await import('@asa/backend-gpu/webgpu');
+      return explainWebGpu({ hardwareOnly: true }).then(
+        () => undefined,
+        (error: Error) =>
+          'reason' in error ? `${error.reason}` : error.message,
+      );
+    },
+    open: async () => {
+      const { openWebGpu } = await import('@asa/backend-gpu/webgpu');
+      return openWebGpu({ hardwareOnly: true });
+    },
   },
 ];
 
