@@ -12,6 +12,12 @@ import {
 // longer than running them.
 const CASES = 3;
 
+const cases = (['f32', 'f16'] as const).flatMap((dtype) =>
+  (Object.keys(operators) as OperatorName[]).map(
+    (name) => [name, dtype] as const,
+  ),
+);
+
 const reason = whyNoSoftwareGpu();
 
 describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
@@ -28,13 +34,15 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
     await reference.destroy();
   });
 
-  test.each(Object.keys(operators) as OperatorName[])(
-    'computes %s as the oracle does',
-    async (operator) => {
+  test.for(cases)(
+    'computes %s in %s as the oracle does',
+    async ([operator, dtype], { skip }) => {
+      const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
+      skip(lacks, 'the adapter lacks shader-f16');
       const outcome = await differential(
         { backend, reference },
         operator,
-        'f32',
+        dtype,
         { seed: 3, cases: CASES },
       );
       expect(outcome.detail).toBeUndefined();

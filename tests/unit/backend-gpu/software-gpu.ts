@@ -26,13 +26,16 @@ const cache = fileURLToPath(
 
 const holder = globalThis as { asaSoftwareGpu?: GPU };
 
+/** What `openWebGpu` finds by itself is tried with `ASA_WEBGPU=system`. */
+export const isSystem = process.env.ASA_WEBGPU === 'system';
+
 /**
  * Why there is no software GPU here; nothing when there is one. An error
  * instead where `ASA_REQUIRE` asks for WebGPU.
  */
 export function whyNoSoftwareGpu(): string | undefined {
   const reason =
-    process.platform === 'linux' && process.arch === 'x64'
+    isSystem || (process.platform === 'linux' && process.arch === 'x64')
       ? undefined
       : `SwiftShader's build is for linux-x64, this is ${process.platform}-${process.arch}`;
   if (reason && process.env.ASA_REQUIRE?.split(',').includes('webgpu')) {
@@ -42,7 +45,8 @@ export function whyNoSoftwareGpu(): string | undefined {
 }
 
 /** Kept on `globalThis`: collected while in use, it takes the process down. */
-export function softwareGpu(): GPU {
+export function softwareGpu(): GPU | undefined {
+  if (isSystem) return undefined;
   holder.asaSoftwareGpu ??= open();
   return holder.asaSoftwareGpu;
 }

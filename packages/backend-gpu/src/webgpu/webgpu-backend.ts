@@ -5,6 +5,7 @@ import {
   AsaError,
   type Backend,
   bytesPerElement,
+  CompileError,
   DeviceLostError,
   type DType,
   DTypeError,
@@ -370,11 +371,18 @@ export class WebGpuBackend implements Backend, KernelContext {
     );
   }
 
-  /** Keeps the first failure, for the next call to throw. */
+  /**
+   * Keeps the first failure, for the next call to throw; what did not compile
+   * comes before the failures that follow from it.
+   */
   private watch(problem: Promise<Error | undefined>): void {
     const check: Promise<void> = problem.then(
       (error) => {
-        this.failure ??= error;
+        const isCause =
+          error instanceof CompileError &&
+          !(this.failure instanceof DeviceLostError);
+        if (isCause) this.failure = error;
+        else this.failure ??= error;
         this.checks.delete(check);
       },
       () => {

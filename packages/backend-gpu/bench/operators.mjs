@@ -1,0 +1,218 @@
+/**
+ * Times operators on the GPU through the built package, and prints JSON.
+ *
+ *   node packages/backend-gpu/bench/operators.mjs [matmul] [attention] ...
+ *     --context 8192,32768   tokens of the attention cases
+ *     --dtype f32,f16        element types
+ *     --seconds 0.5          measuring time a case
+ *     --profile HEADSxGROUPSxLATENTxROPE   widths of the global layer
+ *
+ * A time is that of many dispatches up to `onSubmittedWorkDone`, divided by
+ * their number: median of the rounds.
+ */
+import { parseArgs } from 'node:util';
+import { openWebGpu } from '@asa/backend-gpu';
+import { operators, Random, Scope, Sequences } from '@asa/core';
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    context: { type: 'string', default: '2048,8192' },
+    dtype: { type: 'string', default: 'f32' },
+    seconds: { type: 'string', default: '0.5' },
+    profile: { type: 'string', default: '64x4x128x64' },
+    sizes: { type: 'string', default: '1024,2048,4096' },
+    sharing: { type: 'string', default: '1,4' },
+  },
+});
+const wanted = positionals.length > 0 ? positionals : ['matmul', 'attention'];
+const list = (text) => text.split(',').map(Number);
+const backend = await openWebGpu();
+const results = [];
+const random = Random.fromSeed(1);
+
+function filled(scope, shape, dtype) {
+  const size = shape.reduce((n, d) => n * d, 1);
+  const x = scope.empty(shape, 'f32');
+  const values = new Float32Array(size);
+  // A short period: making random numbers must not take longer than the GPU.
+  const period = Math.min(size, 65_521);
+  for (let i = 0; i < period; i++) values[i] = random.uniform() - 0.5;
+  for (let i = period; i < size; i += period) {
+    values.copyWithin(i, 0, Math.min(period, size - i));
+  }
+  backend.write(x.storage, values);
+  if (dtype === 'f32') return x;
+  const { y } = scope.run(operators.cast, { x }, { dtype });
+  x.free();
+  return y;
+}
+
+/** Median milliseconds of a call of `body`, warm. */
+async function time(body) {
+  const rounds = [];
+  let calls = 1;
+  await body();
+  await backend.synchronize();
+  const until = performance.now() + 1000 * Number(flags.seconds);
+  do {
+    const start = performance.now();
+    for (let i = 0; i < calls; i++) body();
+    await backend.synchronize();
+    const elapsed = performance.now() - start;
+    rounds.push(elapsed / calls);
+    if (elapsed < 50) calls *= 2;
+  } while (performance.now() < until || rounds.length < 3);
+  return rounds.slice(1).sort((a, b) => a - b)[(rounds.length - 1) >> 1];
+}
+
+function report(entry) {
+  results.push(entry);
+  process.stderr.write(`${JSON.stringify(entry)}\n`);
+}
+
+/** Runs an operator again and again; outputs go back to the pool. */
+function repeat(operator, inputs, attributes) {
+  return () => {
+    const scope = new Scope(backend);
+    scope.run(operator, inputs, attributes);
+    scope.free();
+  };
+}
+
+async function matmul(dtype) {
+  for (const n of list(flags.sizes)) {
+    for (const transposeB of [false, true]) {
+      const scope = new Scope(backend);
+      const a = filled(scope, [n, n], dtype);
+      const b = filled(scope, [n, n], dtype);
+      const ms = await time(repeat(operators.matmul, { a, b }, { transposeB }));
+      report({
+        operator: 'matmul',
+        dtype,
+        shape: [n, n, n],
+        transposeB,
+        ms,
+        tflops: (2 * n ** 3) / ms / 1e9,
+      });
+      scope.free();
+    }
+  }
+}
+
+/** One row of a against weights: what decoding waits for. */
+async function decode(dtype) {
+  for (const n of list(flags.sizes)) {
+    const scope = new Scope(backend);
+    const a = filled(scope, [1, n], dtype);
+    const b = filled(scope, [n, n], dtype);
+    const ms = await time(
+      repeat(operators.matmul, { a, b }, { transposeB: true }),
+    );
+    const bytes = n * n * (dtype === 'f16' ? 2 : 4);
+    report({
+      operator: 'matmul of one row',
+      dtype,
+      shape: [1, n, n],
+      ms,
+      gigabytesPerSecond: bytes / ms / 1e6,
+    });
+    scope.free();
+  }
+}
+
+async function attention(dtype) {
+  const [heads, groups, width, rotary] = flags.profile.split('x').map(Number);
+  const block = 16;
+  const count = 64;
+  for (const tokens of list(flags.context)) {
+    const scope = new Scope(backend);
+    const q = filled(scope, [tokens, heads, width], dtype);
+    const k = filled(scope, [tokens, groups, width], dtype);
+    const qRope = filled(scope, [tokens, heads, rotary], dtype);
+    const kRope = filled(scope, [tokens, 1, rotary], dtype);
+    const scale = 1 / Math.sqrt(width + rotary);
+    const measure = async (name, extra, operator, inputs, attributes) => {
+      const ms = await time(repeat(operator, inputs, attributes));
+      report({
+        operator: name,
+        dtype,
+        tokens,
+        profile: flags.profile,
+        ...extra,
+        ms,
+      });
+    };
+    const both = async (name, extra, operands, attributes) => {
+      await measure(name, extra, operators[name], operands, attributes);
+      const { o, lse } = scope.run(operators[name], operands, attributes);
+      const results = { o, lse, dO: o };
+      const backward = `${name}Backward`;
+      const all = { ...operands, ...results };
+      await measure(backward, extra, operators[backward], all, attributes);
+      return { o, lse };
+    };
+    const dense = { q, k, v: k, qRope, kRope };
+    const plain = Sequences.uniform(1, tokens);
+    if (tokens <= 32_768) {
+      await both('attention', {}, dense, { sequences: plain, scale });
+    }
+    const windowed = { sequences: plain, scale, window: 512 };
+    await both('attention', { window: 512 }, dense, windowed);
+    for (const sharing of list(flags.sharing)) {
+      const blocking = { length: block, stride: block, sharing };
+      const sequences = Sequences.uniform(1, tokens, tokens, blocking);
+      const pool = { sequences, length: block, stride: block };
+      const cut = (x) => scope.run(operators.compress, { x }, pool).y;
+      const c = cut(k);
+      const pooled = { q, k: c, v: c, qRope, kRope: cut(kRope) };
+      const { lse } = await both('compressedAttention', {}, pooled, {
+        ...pool,
+        scale,
+      });
+      const { v: _, ...ranked } = pooled;
+      const ranking = {
+        ...pool,
+        scale,
+        groups,
+        blockSize: block,
+        sharing,
+        count,
+        initial: 1,
+        local: 2,
+      };
+      const choose = { ...ranked, lse };
+      await measure(
+        'selectBlocks',
+        { sharing },
+        operators.selectBlocks,
+        choose,
+        ranking,
+      );
+      const { indices } = scope.run(operators.selectBlocks, choose, ranking);
+      await both(
+        'selectedAttention',
+        { sharing },
+        { ...dense, indices },
+        {
+          sequences,
+          scale,
+          blockSize: block,
+          sharing,
+        },
+      );
+      sequences.free();
+    }
+    plain.free();
+    scope.free();
+  }
+}
+
+const cases = { matmul, decode, attention };
+for (const dtype of flags.dtype.split(',')) {
+  for (const name of wanted) await cases[name](dtype);
+}
+console.log(
+  JSON.stringify({ device: backend.description, results }, undefined, 2),
+);
+await backend.destroy();
