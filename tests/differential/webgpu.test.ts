@@ -36,6 +36,7 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
 
   test.for(cases)(
     'computes %s in %s as the oracle does',
+    { timeout: 300_000 },
     async ([operator, dtype], { skip }) => {
       const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
       skip(lacks, 'the adapter lacks shader-f16');
@@ -50,6 +51,5 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
       // Casts to what WebGPU lacks are the only calls refused.
       if (operator !== 'cast') expect(outcome.missing).toBe(0);
     },
-    120_000,
   );
 });

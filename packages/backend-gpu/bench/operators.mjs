@@ -5,6 +5,7 @@
  *     --context 8192,32768   tokens of the attention cases
  *     --dtype f32,f16        element types
  *     --seconds 0.5          measuring time a case
+ *     --dawn disable_robustness   Dawn's features besides our own
  *     --profile HEADSxGROUPSxLATENTxROPE   widths of the global layer
  *
  * A time is that of many dispatches up to `onSubmittedWorkDone`, divided by
@@ -23,13 +24,24 @@ const { values: flags, positionals } = parseArgs({
     profile: { type: 'string', default: '64x4x128x64' },
     sizes: { type: 'string', default: '1024,2048,4096' },
     sharing: { type: 'string', default: '1,4' },
+    dawn: { type: 'string' },
   },
 });
 const wanted = positionals.length > 0 ? positionals : ['matmul', 'attention'];
 const list = (text) => text.split(',').map(Number);
-const backend = await openWebGpu();
+const backend = await openWebGpu({ gpu: await specialGpu() });
 const results = [];
 const random = Random.fromSeed(1);
+
+/** Dawn with further features; nothing without them. */
+async function specialGpu() {
+  if (!flags.dawn) return undefined;
+  const { create, globals } = await import('webgpu');
+  Object.assign(globalThis, globals);
+  const features = `allow_unsafe_apis,vulkan_enable_f16_on_nvidia,${flags.dawn}`;
+  globalThis.benchGpu = create([`enable-dawn-features=${features}`]);
+  return globalThis.benchGpu;
+}
 
 function filled(scope, shape, dtype) {
   const size = shape.reduce((n, d) => n * d, 1);

@@ -27,7 +27,7 @@ const cache = fileURLToPath(
 const holder = globalThis as { asaSoftwareGpu?: GPU };
 
 /** What `openWebGpu` finds by itself is tried with `ASA_WEBGPU=system`. */
-export const isSystem = process.env.ASA_WEBGPU === 'system';
+const isSystem = process.env.ASA_WEBGPU === 'system';
 
 /**
  * Why there is no software GPU here; nothing when there is one. An error

@@ -142,6 +142,7 @@ if (${slot} < ${(extent * k) / 4}u) {
 }`;
     });
   };
+  // Tiles are vectors of four rows (columns), k lines of them.
   const stage = (
     name: 'a' | 'b',
     extent: number,
@@ -149,20 +150,21 @@ if (${slot} < ${(extent * k) / 4}u) {
     alongInner: boolean,
   ) => {
     const quads = alongInner ? k / 4 : extent / 4;
-    const pitch = extent + 4;
+    const pitch = extent / 4 + 1;
     return unroll(loads, (i) => {
       const slot = `slot_${name}${i}`;
-      const at = (p: number) =>
-        alongInner
-          ? `((${slot} % ${quads}u * 4u + ${p}u) * ${pitch}u + ${slot} / ${quads}u)`
-          : `(${slot} / ${quads}u * ${pitch}u + ${slot} % ${quads}u * 4u + ${p}u)`;
+      const put = alongInner
+        ? `let column = ${slot} / ${quads}u;
+let at = half + ${slot} % ${quads}u * ${4 * pitch}u + column / 4u;
+${unroll(4, (p) => `tile_${name}[at + ${p * pitch}u][column % 4u] = next_${name}${i}[${p}];`)}`
+        : `tile_${name}[half + ${slot} / ${quads}u * ${pitch}u + ${slot} % ${quads}u] = next_${name}${i};`;
       return `if (${slot} < ${(extent * k) / 4}u) {
-${unroll(4, (p) => `tile_${name}[half + ${at(p)}] = next_${name}${i}[${p}];`)}
+${put}
 }`;
     });
   };
-  const halfA = k * (m + 4);
-  const halfB = k * (n + 4);
+  const halfA = k * (m / 4 + 1);
+  const halfB = k * (n / 4 + 1);
   // a is [row, inner], b is [inner, column]; `alongInner` tells which of both
   // indices has its neighbours in memory.
   const aInner = layouts.a.contiguous === 'row';
@@ -176,13 +178,11 @@ ${unroll(4, (p) => `tile_${name}[half + ${at(p)}] = next_${name}${i}[${p}];`)}
   // tile apart: neighbours in a warp then read neighbouring words.
   const rowOf = (q: number) => `${(m / quads(tm)) * q}u + ty * 4u`;
   const columnOf = (q: number) => `${(n / quads(tn)) * q}u + tx * 4u`;
-  const quadAt = (name: string, at: string) =>
-    `vec4f(tile_${name}[${at}], tile_${name}[${at} + 1u], tile_${name}[${at} + 2u], tile_${name}[${at} + 3u])`;
   return {
     threads,
     declarations: `
-var<workgroup> tile_a: array<f32, ${2 * halfA}>;
-var<workgroup> tile_b: array<f32, ${2 * halfB}>;
+var<workgroup> tile_a: array<vec4f, ${2 * halfA}>;
+var<workgroup> tile_b: array<vec4f, ${2 * halfB}>;
 ${loader('a', layouts.a, 'u.rows', aInner, whole, vectors.a)}
 ${loader('b', layouts.b, 'u.columns', bInner, whole, vectors.b)}
 fn y_index(batch: u32, row: u32, column: u32) -> u32 { return ${layouts.y.index}; }`,
@@ -211,10 +211,10 @@ ${load('a', m, loadsA, aInner)}
 ${load('b', n, loadsB, bInner)}
   }
   for (var p = 0u; p < TILE_K; p++) {
-    let line_a = current * ${halfA}u + p * ${m + 4}u;
-    let line_b = current * ${halfB}u + p * ${n + 4}u;
-${unroll(quads(tm), (q) => `let a${q} = ${quadAt('a', `line_a + ${rowOf(q)}`)};`)}
-${unroll(quads(tn), (q) => `let b${q} = ${quadAt('b', `line_b + ${columnOf(q)}`)};`)}
+    let line_a = current * ${halfA}u + p * ${m / 4 + 1}u;
+    let line_b = current * ${halfB}u + p * ${n / 4 + 1}u;
+${unroll(quads(tm), (q) => `let a${q} = tile_a[line_a + ${(m / tm) * q}u + ty];`)}
+${unroll(quads(tn), (q) => `let b${q} = tile_b[line_b + ${(n / tn) * q}u + tx];`)}
 ${unroll(tm, (i) => unroll(quads(tn), (q) => `sum${i}_${q} = fma(vec4f(a${Math.floor(i / 4)}[${i % 4}]), b${q}, sum${i}_${q});`))}
   }
   if (!more) { break; }
