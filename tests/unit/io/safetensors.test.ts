@@ -283,9 +283,11 @@ describe('a file is allowed', () => {
       Array.from({ length: 100_000 }, (_, i) => [`t${i}`, entry(0, 0)]),
     );
     const bytes = fileBytes(header);
-    const start = performance.now();
+    // Of the processor: others may be at work on it too.
+    const start = process.cpuUsage();
     expect((await open(bytes)).tensors.size).toBe(100_000);
-    expect(performance.now() - start).toBeLessThan(1000);
+    const { user, system } = process.cpuUsage(start);
+    expect((user + system) / 1000).toBeLessThan(1000);
   });
 });
 
