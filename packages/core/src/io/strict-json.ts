@@ -46,11 +46,11 @@ export class JsonReader {
     const start = this.at;
     if (!this.take('"')) this.expected('a string');
     let escaped = false;
-    this.match(PLAIN);
+    this.pass(PLAIN);
     while (this.take('\\')) {
       escaped = true;
       this.at++;
-      this.match(PLAIN);
+      this.pass(PLAIN);
     }
     if (!this.take('"')) this.expected('the end of a string');
     if (!escaped) return this.text.slice(start + 1, this.at - 1);
@@ -125,7 +125,8 @@ export class JsonReader {
   }
 
   private space(): void {
-    this.match(SPACE);
+    // Most often there is none: the look costs less than the pattern.
+    if (this.text.charCodeAt(this.at) <= 0x20) this.pass(SPACE);
   }
 
   private take(character: string): boolean {
@@ -134,11 +135,16 @@ export class JsonReader {
     return true;
   }
 
-  private match(pattern: RegExp): string {
+  /** Moves past what the pattern matches here. */
+  private pass(pattern: RegExp): void {
     pattern.lastIndex = this.at;
-    const found = pattern.exec(this.text)?.[0] ?? '';
-    this.at += found.length;
-    return found;
+    if (pattern.test(this.text)) this.at = pattern.lastIndex;
+  }
+
+  private match(pattern: RegExp): string {
+    const start = this.at;
+    this.pass(pattern);
+    return this.text.slice(start, this.at);
   }
 
   private expected(what: string): never {
