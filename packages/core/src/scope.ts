@@ -15,6 +15,7 @@ import {
   type Shape,
   sizeOf,
   Tensor,
+  type TensorSpec,
 } from './tensor';
 
 /**
@@ -73,9 +74,8 @@ export class Scope {
     const specs = operator.infer(inputs as never, attributes);
     const kernel = this.kernel(operator, operands, attributes);
     const outputs: Record<string, Tensor> = {};
-    for (const [name, spec] of Object.entries<Tensor | undefined>(
-      specs as never,
-    )) {
+    for (const name in specs as Readonly<Record<string, TensorSpec>>) {
+      const spec: TensorSpec | undefined = specs[name as keyof typeof specs];
       if (spec) outputs[name] = this.empty(spec.shape, spec.dtype);
     }
     kernel(inputs, outputs as Outputs, attributes);
@@ -127,7 +127,8 @@ export class Scope {
     operands: Readonly<Record<string, Tensor | undefined>>,
     mutates: readonly string[] = [],
   ): void {
-    for (const [name, tensor] of Object.entries(operands)) {
+    for (const name in operands) {
+      const tensor = operands[name];
       if (tensor === undefined) continue;
       if (tensor.backend !== this.backend) {
         throw new TensorStateError(

@@ -12,7 +12,9 @@ export interface TensorSpec {
 
 /** Number of elements of a shape; 1 for `[]`. */
 export function sizeOf(shape: Shape): number {
-  return shape.reduce((product, extent) => product * extent, 1);
+  let size = 1;
+  for (const extent of shape) size *= extent;
+  return size;
 }
 
 /** `[2, 3, 4]` as errors and tables print it. */

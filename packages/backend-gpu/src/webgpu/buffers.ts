@@ -12,9 +12,12 @@ export interface PooledBuffer {
 
 /**
  * Device buffers by size. Commands run in order, so a buffer that is given
- * back may be handed out again while commands on it still wait.
+ * back may be handed out again while commands on it still wait. The oldest one
+ * goes first: steps that do the same get the same buffers, in whatever order
+ * they were given back, and so find their bind groups again.
  */
 export class BufferPool {
+  /** By size, the oldest last. */
   private readonly idle = new Map<number, PooledBuffer[]>();
   private readonly all = new Set<PooledBuffer>();
   private nextId = 1;
@@ -52,7 +55,9 @@ export class BufferPool {
   give(buffer: PooledBuffer): void {
     if (!this.all.has(buffer)) return;
     const list = this.idle.get(buffer.bytes) ?? [];
-    list.push(buffer);
+    let place = list.length;
+    while (place > 0 && (list[place - 1]?.id ?? 0) < buffer.id) place -= 1;
+    list.splice(place, 0, buffer);
     this.idle.set(buffer.bytes, list);
   }
 

@@ -64,20 +64,27 @@ interface Source {
 export function present(
   bindings: Launch['bindings'],
 ): readonly (readonly [string, Binding])[] {
-  return Object.entries(bindings).flatMap(([name, binding]) =>
-    binding ? [[name, binding] as const] : [],
-  );
+  const there: (readonly [string, Binding])[] = [];
+  for (const name in bindings) {
+    const binding = bindings[name];
+    if (binding) there.push([name, binding]);
+  }
+  return there;
 }
 
 /** What distinguishes one pipeline from another. */
 export function pipelineKey(launch: Launch): string {
-  const { kernel, variant = '', constants, uniforms = {} } = launch;
+  const { kernel, variant = '', constants, bindings, uniforms } = launch;
   let key = `${kernel}|${variant}`;
   for (const name in constants) key += `|${name}=${constants[name]}`;
-  for (const [name, { tensor, access, as }] of present(launch.bindings)) {
+  for (const name in bindings) {
+    const binding = bindings[name];
+    if (!binding) continue;
+    const { tensor, access, as } = binding;
     key += `|${name}:${as ?? tensor.dtype}:${access}`;
   }
-  return `${key}|${Object.keys(uniforms).join()}`;
+  for (const name in uniforms) key += `|${name}`;
+  return key;
 }
 
 /** The whole WGSL text of a launch. */
@@ -123,9 +130,10 @@ ${body}
 `;
 }
 
-/** The uniforms as bytes, 16 at least, as the text that names them and data. */
+/** The uniforms as the kernel reads them: 16 bytes at least. */
 export function packUniforms(launch: Launch): Uint32Array | undefined {
-  const values = Object.values(launch.uniforms ?? {});
+  if (!launch.uniforms) return undefined;
+  const values = Object.values(launch.uniforms);
   if (values.length === 0) return undefined;
   const words = new Uint32Array(Math.ceil(values.length / 4) * 4);
   const floats = new Float32Array(words.buffer);

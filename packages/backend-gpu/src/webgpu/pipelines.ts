@@ -98,19 +98,21 @@ export class Pipelines {
 
   private bindGroup(launch: Launch, pipeline: Pipeline): GPUBindGroup {
     const uniforms = this.uniform(launch);
-    const memories = present(launch.bindings).map(([, { tensor }]) =>
-      memoryOf(tensor.storage),
-    );
     let key = `${pipeline.id}:${uniforms?.id ?? 0}`;
-    for (const { buffer, boundBytes } of memories) {
+    for (const name in launch.bindings) {
+      const tensor = launch.bindings[name]?.tensor;
+      if (!tensor) continue;
+      const { buffer, boundBytes } = memoryOf(tensor.storage);
       key += `,${buffer.id}/${boundBytes}`;
     }
     const known = this.bindGroups.get(key);
     if (known) return known;
-    const entries: GPUBindGroupEntry[] = memories.map((memory, binding) => ({
-      binding,
-      resource: { buffer: memory.buffer.gpu, size: memory.boundBytes },
-    }));
+    const entries: GPUBindGroupEntry[] = present(launch.bindings).map(
+      ([, { tensor }], binding) => {
+        const { buffer, boundBytes } = memoryOf(tensor.storage);
+        return { binding, resource: { buffer: buffer.gpu, size: boundBytes } };
+      },
+    );
     if (uniforms) {
       entries.push({
         binding: entries.length,

@@ -21,8 +21,13 @@ import {
 } from '@asa/core';
 import { BufferPool, type PooledBuffer } from './buffers';
 import { Commands } from './commands';
-import { createKernels, type KernelContext, reasonAgainst } from './kernels';
-import { flat, input, type Launch, output, present, u32 } from './launch';
+import {
+  createKernels,
+  type KernelContext,
+  type KernelLimits,
+  reasonAgainst,
+} from './kernels';
+import { flat, input, type Launch, output, u32 } from './launch';
 import { Memory, memoryOf } from './memory';
 import { Pipelines } from './pipelines';
 
@@ -36,6 +41,8 @@ export class WebGpuBackend implements Backend, KernelContext {
   readonly name = 'webgpu';
   readonly kernels: KernelTable;
 
+  /** The device's own answers, asked for once: each costs a call into it. */
+  private readonly limits: KernelLimits & { readonly bindingBytes: number };
   private readonly pool: BufferPool;
   private readonly pipelines: Pipelines;
   private readonly commands: Commands;
@@ -53,6 +60,13 @@ export class WebGpuBackend implements Backend, KernelContext {
     readonly description: string,
     private readonly options: WebGpuBackendOptions,
   ) {
+    const { limits, features } = device;
+    this.limits = {
+      bindings: limits.maxStorageBuffersPerShaderStage,
+      bindingBytes: limits.maxStorageBufferBindingSize,
+      workgroupBytes: limits.maxComputeWorkgroupStorageSize,
+      halves: features.has('shader-f16'),
+    };
     this.pipelines = new Pipelines(device, (problem) => this.watch(problem));
     this.pool = new BufferPool(device, options.limitBytes, () =>
       this.pipelines.forgetBindGroups(),
@@ -85,16 +99,12 @@ export class WebGpuBackend implements Backend, KernelContext {
   ): true | string {
     this.checkOpen();
     if (this.kernels[operator] === undefined) return 'it has no kernel for it';
-    const limits = this.device.limits;
-    for (const [name, spec] of Object.entries(inputs)) {
+    for (const name in inputs) {
+      const spec = inputs[name];
       const reason = spec && this.reasonAgainstTensor(name, spec);
       if (reason) return reason;
     }
-    return reasonAgainst(operator, inputs, attributes, {
-      bindings: limits.maxStorageBuffersPerShaderStage,
-      workgroupBytes: limits.maxComputeWorkgroupStorageSize,
-      halves: this.device.features.has('shader-f16'),
-    });
+    return reasonAgainst(operator, inputs, attributes, this.limits);
   }
 
   allocate(elements: number, dtype: DType): Storage {
@@ -227,8 +237,10 @@ export class WebGpuBackend implements Backend, KernelContext {
 
   run(launch: Launch): void {
     this.check();
-    for (const [, { tensor }] of present(launch.bindings)) {
-      this.touch(memoryOf(tensor.storage));
+    const { bindings } = launch;
+    for (const name in bindings) {
+      const tensor = bindings[name]?.tensor;
+      if (tensor) this.touch(memoryOf(tensor.storage));
     }
     this.commands.dispatch(launch);
   }
@@ -256,11 +268,11 @@ export class WebGpuBackend implements Backend, KernelContext {
     if (dtype === 'f64' || dtype === 'bf16') {
       return `WebGPU has no ${dtype}, and ${name} is ${dtype}`;
     }
-    if (dtype === 'f16' && !this.device.features.has('shader-f16')) {
+    if (dtype === 'f16' && !this.limits.halves) {
       return `the device lacks shader-f16, and ${name} is f16`;
     }
     const bytes = bytesPerElement[dtype] * shape.reduce((n, d) => n * d, 1);
-    const most = this.device.limits.maxStorageBufferBindingSize;
+    const most = this.limits.bindingBytes;
     return bytes > most
       ? `${name} has ${bytes} bytes, and the device binds at most ${most}`
       : undefined;
