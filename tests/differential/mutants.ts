@@ -241,6 +241,7 @@ export const mutants: Readonly<
     'step off by one': withAttributes(({ step = 1 }) => ({ step: step + 1 })),
     'no decay': withAttributes(() => ({ weightDecay: 0 })),
     'clip unused': withAttributes(() => ({ clip: undefined })),
+    'loss scale unused': withAttributes(() => ({ lossScale: undefined })),
     stale,
   },
 };

@@ -472,6 +472,31 @@ describe('adamw', () => {
     expectClose(got.v, want.v);
   });
 
+  it.each([undefined, 0.5])(
+    'divides by the loss scale, clip %s',
+    async (clip) => {
+      const squaredNorm = { shape: [1], data: Float64Array.of(4) };
+      const plain = await call(
+        'adamw',
+        { ...inputs, squaredNorm },
+        { ...attributes, clip },
+      );
+      const scaled = await call(
+        'adamw',
+        {
+          ...inputs,
+          gradient: {
+            shape: [7],
+            data: inputs.gradient.data.map((x) => x * 8),
+          },
+          squaredNorm: { shape: [1], data: Float64Array.of(4 * 64) },
+        },
+        { ...attributes, clip, lossScale: 8 },
+      );
+      expect(scaled).toEqual(plain);
+    },
+  );
+
   it('takes a first step of the learning rate against the sign', async () => {
     const zero = { shape: [7], data: new Float64Array(7) };
     const first = { ...attributes, eps: 0, weightDecay: 0, step: 1 };

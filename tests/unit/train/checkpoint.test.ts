@@ -254,8 +254,13 @@ describe('refuses to go on', () => {
     expect((await resume({ steps: 20 })).config.steps).toBe(20);
   });
 
-  test('with moments of another type or shape, or none', async () => {
-    await expect(resume({}, documents, 'f64')).rejects.toThrow(/must be f64/);
+  test('with weights of another type', async () => {
+    await expect(resume({}, documents, 'f64')).rejects.toThrow(
+      /dtype: must be as in the checkpoint, f32, .* got f64/,
+    );
+  });
+
+  test('with damaged moments, or none', async () => {
     (await latest()).set('optimizer.safetensors', text('nothing'));
     await expect(resume()).rejects.toThrow(CheckpointError);
     await (await latest()).remove('optimizer.safetensors');

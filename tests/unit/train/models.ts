@@ -36,7 +36,7 @@ export const tiny = (change: Partial<ModelConfigInput> = {}): ModelConfig =>
 export async function newModel(
   backend: Backend,
   config = tiny(),
-  dtype: 'f32' | 'f64' | 'bf16' = 'f32',
+  dtype: 'f32' | 'f64' | 'f16' | 'bf16' = 'f32',
 ): Promise<Model> {
   const parameters = await initialParameters(backend, config, {
     seed: 3,

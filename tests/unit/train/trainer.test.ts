@@ -1,6 +1,7 @@
 import { openCpu } from '@asa/backend-cpu';
 import { type Backend, MemoryFolder, type Model } from '@asa/core';
 import { beforeEach, describe, expect, test } from 'vitest';
+import { f16ToF32, f32ToF16 } from '../../../packages/core/src/half';
 import {
   accumulate,
   backpropagate,
@@ -239,6 +240,75 @@ describe('a step', () => {
     expect([...(await backend.read(norm.storage))]).toEqual(before);
     for (let i = 0; i < 50; i++) await trainer.step();
     expect([...(await backend.read(norm.storage))]).not.toEqual(before);
+  });
+});
+
+describe('loss scaling of f16', () => {
+  const half = () => newModel(backend, tiny(), 'f16');
+  const scaled = (initial: number, growEvery = 500) => ({
+    ...config,
+    steps: 40,
+    rows: 5,
+    lossScale: { initial, growEvery },
+  });
+
+  test('halves until no gradient overflows, and loses no row', async () => {
+    const trainer = new Trainer(await half(), documents, scaled(2 ** 40));
+    const { lossScale, ...first } = await trainer.step();
+    expect(lossScale).toBeLessThan(2 ** 30);
+    expect(Math.log2(lossScale!) % 1).toBe(0);
+    const settled = new Trainer(await half(), documents, scaled(lossScale!));
+    const { tokensPerSecond: _, ...want } = await settled.step();
+    expect({ ...first, lossScale, tokensPerSecond: 0 }).toEqual({
+      ...want,
+      tokensPerSecond: 0,
+    });
+    expect(await bitsOf(trainer.optimizer.masters)).toEqual(
+      await bitsOf(settled.optimizer.masters),
+    );
+  });
+
+  test('keeps small gradients that f16 alone would lose', async () => {
+    const count = async (initial: number) => {
+      const model = await half();
+      // Gradients of the layers below become 2^10 times smaller.
+      const head = model.parameters.get('lm_head.weight')!;
+      const wide = f16ToF32((await backend.read(head.storage)) as Uint16Array);
+      backend.write(head.storage, f32ToF16(wide.map((x) => x / 1024)));
+      const trainer = new Trainer(model, documents, scaled(initial));
+      await trainer.step();
+      const m = trainer.optimizer.m.get('model.layers.0.mlp.up_proj.weight')!;
+      const values = [...(await backend.read(m.storage))];
+      return values.filter((value) => value !== 0).length;
+    };
+    expect(await count(2 ** 16)).toBeGreaterThan((await count(1)) + 10);
+  });
+
+  test('doubles after a while, learns, and goes on from a checkpoint as it was', async () => {
+    const options = scaled(256, 3);
+    const trainer = new Trainer(await half(), documents, options);
+    const folder = new MemoryFolder();
+    const events: StepEvent[] = [];
+    for (let i = 0; i < 40; i++) {
+      if (i === 7) await trainer.save(folder);
+      events.push(await trainer.step());
+    }
+    const scales = events.map(({ lossScale }) => lossScale);
+    expect(scales.slice(0, 7)).toEqual([256, 256, 256, 512, 512, 512, 1024]);
+    expect(events[39]!.loss).toBeLessThan(1.5);
+    const resumed = await Trainer.resume(
+      folder,
+      backend,
+      documents,
+      options,
+      'f16',
+    );
+    for (let i = 7; i < 12; i++) {
+      expect(stepsOf([await resumed.step()])).toEqual(stepsOf([events[i]!]));
+    }
+    await expect(
+      Trainer.resume(folder, backend, documents, options),
+    ).rejects.toThrow(/dtype: must be as in the checkpoint, f16, .* got f32/);
   });
 });
 

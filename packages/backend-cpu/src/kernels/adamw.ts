@@ -3,6 +3,7 @@ import { floats, type Kernels } from './operands';
 export const adamwKernels: Kernels<'adamw'> = {
   /**
    * p -= lr wd p
+   * g = gradient factor
    * m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
    * p -= lr m^ / (sqrt(v^) + eps),  m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)
    */
@@ -13,7 +14,9 @@ export const adamwKernels: Kernels<'adamw'> = {
     const m = floats(inputs.m);
     const v = floats(inputs.v);
     const norm = inputs.squaredNorm && floats(inputs.squaredNorm);
-    const factor = clipping(norm?.[0] ?? 0, attributes.clip);
+    const { lossScale = 1, clip } = attributes;
+    const length = Math.sqrt(norm?.[0] ?? 0) / lossScale;
+    const factor = clipping(length, clip) / lossScale;
     const mCorrection = 1 - beta1 ** step;
     const vCorrection = 1 - beta2 ** step;
     for (let i = 0; i < p.length; i++) {
@@ -30,7 +33,7 @@ export const adamwKernels: Kernels<'adamw'> = {
 };
 
 /** min(1, clip / (norm + 1e-6)), as PyTorch's clip_grad_norm_ */
-function clipping(squaredNorm: number, clip: number | undefined): number {
+function clipping(norm: number, clip: number | undefined): number {
   if (clip === undefined) return 1;
-  return Math.min(1, clip / (Math.sqrt(squaredNorm) + 1e-6));
+  return Math.min(1, clip / (norm + 1e-6));
 }

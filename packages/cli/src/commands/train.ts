@@ -106,6 +106,14 @@ export const command = new Command('train')
     integer({ min: 0, max: 2 ** 32 - 1 }),
     0,
   )
+  .addOption(
+    new Option(
+      '--dtype <type>',
+      'of weights and activations; sums, masters and moments are f32',
+    )
+      .choices(['f32', 'f16', 'bf16'])
+      .default('f32' as const),
+  )
   .option('--validation <path...>', 'held-out text, as --data')
   .option(
     '--validation-tokens <n>',
@@ -228,7 +236,8 @@ async function runTraining(
   } finally {
     monitor.stop();
   }
-  await saveModel(out, trainer.model);
+  const { backend, config } = trainer.model;
+  await saveModel(out, new Model(backend, config, trainer.optimizer.masters));
   return reason;
 }
 
@@ -379,15 +388,20 @@ async function openTrainer(
     config: TrainConfigInput;
     model: ModelConfig;
   },
-  { resume, seed }: Options,
+  { resume, seed, dtype }: Options,
 ): Promise<Trainer> {
   const { out, backend, documents, config, model } = run;
   if (resume) {
-    const trainer = await Trainer.resume(out, backend, documents, config);
+    const trainer = await Trainer.resume(
+      out,
+      backend,
+      documents,
+      config,
+      dtype,
+    );
     note(`going on behind step ${trainer.steps}`);
     return trainer;
   }
-  const dtype = 'f32';
   const parameters = await initialParameters(backend, model, { seed, dtype });
   return new Trainer(new Model(backend, model, parameters), documents, config);
 }

@@ -14,13 +14,16 @@ export interface AdamwAttributes {
   readonly step: number;
   /** Largest global gradient norm; needs `squaredNorm`. */
   readonly clip?: number;
+  /** What loss scaling multiplied gradient and norm with; 1 when left out. */
+  readonly lossScale?: number;
 }
 
 /**
  * One step of AdamW in place: `p -= lr wd p`, `m`, `v` moving averages,
  * `p -= lr m^ / (sqrt(v^) + eps)`. With `clip`, the gradient is first scaled by
- * `min(1, clip / (sqrt(squaredNorm) + 1e-6))`. `parameter`, `gradient`, `m`,
- * `v` have one shape; `squaredNorm [1]` f32 (f64). Source: arXiv 1711.05101.
+ * `min(1, clip / (sqrt(squaredNorm) + 1e-6))`. Both are taken as divided by
+ * `lossScale` (its square). `parameter`, `gradient`, `m`, `v` have one shape;
+ * `squaredNorm [1]` f32 (f64). Source: arXiv 1711.05101.
  */
 export const adamw: Operator<
   {
@@ -40,8 +43,9 @@ export const adamw: Operator<
     for (const [name, spec] of Object.entries({ gradient, m, v })) {
       rules.shape(name, spec, parameter.shape);
     }
-    const { step, clip, ...numbers } = attributes;
+    const { step, clip, lossScale = 1, ...numbers } = attributes;
     rules.positive('step', step);
+    rules.positiveReal('lossScale', lossScale);
     for (const [name, value] of Object.entries(numbers)) {
       rules.finite(name, value);
     }

@@ -158,6 +158,14 @@ export class Rules {
     }
   }
 
+  positiveReal(name: string, value: number): void {
+    if (!(Number.isFinite(value) && value > 0)) {
+      throw new ArgumentError(
+        `${this.operator}: ${name} must be positive and finite, got ${value}`,
+      );
+    }
+  }
+
   divides(part: string, whole: string, partValue: number, value: number): void {
     if (partValue < 1 || value % partValue !== 0) {
       throw new ShapeError(

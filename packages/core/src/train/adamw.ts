@@ -74,11 +74,16 @@ export class AdamW {
    * One step. Gradients are of the masters' type.
    * @param step counts from 1.
    * @param norm what `squaredNorm` gave.
+   * @param lossScale what gradients and norm are multiplied with.
    */
   update(
     gradients: Gradients,
     norm: Tensor,
-    { step, learningRate }: { step: number; learningRate: number },
+    {
+      step,
+      learningRate,
+      lossScale,
+    }: { step: number; learningRate: number; lossScale?: number },
   ): void {
     const scope = new Scope(this.model.backend);
     const { decay: _, weightDecay, ...constants } = this.options;
@@ -94,6 +99,7 @@ export class AdamW {
           ...constants,
           step,
           learningRate,
+          lossScale,
           weightDecay: this.decaying.has(name) ? weightDecay : 0,
         },
       );

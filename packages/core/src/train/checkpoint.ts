@@ -14,6 +14,7 @@ import { Model } from '../model/model';
 import { formatShape, type Tensor } from '../tensor';
 import type { AdamW } from './adamw';
 import { trainSchema } from './config';
+import { lossScaleStateSchema } from './loss-scale';
 
 const OPTIMIZER = 'optimizer.safetensors';
 const STATE = 'trainer.json';
@@ -26,6 +27,10 @@ const stateSchema = z.object({
   tokens: natural,
   /** Running mean of the loss, nats. */
   usualLoss: z.number().nullable(),
+  /** Type of the weights that compute; the masters are wide. */
+  dtype: z.enum(['f64', 'f32', 'f16', 'bf16']).default('f32'),
+  /** Where the weights are f16. */
+  lossScale: lossScaleStateSchema.optional(),
   position: z.object({
     epoch: natural,
     row: natural,

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { ConfigError } from '../errors';
+import { lossScaleSchema } from './loss-scale';
 import { scheduleFlaw, scheduleSchema } from './schedule';
 
 const count = z.int().positive();
@@ -26,6 +27,8 @@ export const trainSchema = z.object({
   clip: z.number().positive().nullable().default(1),
   /** A loss this many nats above its running mean stops the run. */
   spike: z.number().positive().optional(),
+  /** Of f16 models; others need none. */
+  lossScale: lossScaleSchema.prefault({}),
 });
 
 /** All that shapes a run's numbers, but for the model and the data. */

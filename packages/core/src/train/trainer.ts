@@ -29,6 +29,7 @@ import {
   freeAll,
   type Gradients,
 } from './loss';
+import { LossScale } from './loss-scale';
 import { learningRate } from './schedule';
 
 /** A loss that is not finite or jumped. The weights are those before the step. */
@@ -54,6 +55,8 @@ export interface StepEvent {
   readonly learningRate: number;
   /** Global norm of the gradient before clipping. */
   readonly gradientNorm: number;
+  /** What the loss was multiplied with; f16 only. */
+  readonly lossScale?: number;
   /** Tokens that the run has learned from so far. */
   readonly tokens: number;
   readonly tokensPerSecond: number;
@@ -72,6 +75,8 @@ export class Trainer {
   readonly config: TrainConfig;
   readonly optimizer: AdamW;
   private readonly batches: Batches;
+  /** f16 gradients underflow without. */
+  private readonly lossScale: LossScale | undefined;
   private readonly data: string;
   private done = 0;
   private tokens = 0;
@@ -104,6 +109,8 @@ export class Trainer {
       );
     }
     this.data = documents.fingerprint();
+    this.lossScale =
+      model.dtype === 'f16' ? new LossScale(this.config.lossScale) : undefined;
     const { beta1, beta2, eps, weightDecay, decay, clip } = this.config;
     this.optimizer = new AdamW(model, {
       beta1,
@@ -118,8 +125,9 @@ export class Trainer {
   /**
    * Loads the last checkpoint of a folder, model included; free `model` and
    * the trainer. The configuration may differ in `steps` only.
+   * @param dtype of the weights that compute: as in the run.
    * @throws CheckpointError when there is none or it is damaged, ConfigError
-   *   when configuration or data are not those that it was made with.
+   *   when configuration, data or type are not those that it was made with.
    */
   static async resume(
     folder: Folder,
@@ -140,6 +148,7 @@ export class Trainer {
       trainer.done = state.step;
       trainer.tokens = state.tokens;
       trainer.usualLoss = state.usualLoss;
+      if (state.lossScale) trainer.lossScale?.restore(state.lossScale);
       return trainer;
     } catch (error) {
       trainer?.free();
@@ -155,6 +164,8 @@ export class Trainer {
 
   /**
    * One step: forward and backward over the next rows, clipping, update.
+   * Where an f16 gradient overflows, the same rows run again with half the
+   * loss scale.
    * @throws LossError when loss or gradient are not finite, or the loss jumped;
    *   the weights are then as before.
    */
@@ -166,7 +177,7 @@ export class Trainer {
     const passes = chunks(taken, microRows).map((some) => some.flat());
     const targets = countedTargets(passes.flat());
     const rate = learningRate(schedule, step, steps);
-    const { loss, gradientNorm } = await this.update(passes, targets, {
+    const found = await this.update(passes, targets, {
       step,
       learningRate: rate,
     });
@@ -175,9 +186,8 @@ export class Trainer {
     return {
       kind: 'step',
       step,
-      loss,
       learningRate: rate,
-      gradientNorm,
+      ...found,
       tokens: this.tokens,
       tokensPerSecond: (1000 * targets) / (performance.now() - began),
       epoch: this.batches.position.epoch + 1,
@@ -205,6 +215,8 @@ export class Trainer {
       step: this.done,
       tokens: this.tokens,
       usualLoss: this.usualLoss,
+      dtype: this.model.dtype,
+      lossScale: this.lossScale?.state,
       position: this.batches.position,
       config: this.config,
       data: this.data,
@@ -215,8 +227,24 @@ export class Trainer {
     passes: readonly (readonly Example[])[],
     targets: number,
     at: { step: number; learningRate: number },
-  ): Promise<{ loss: number; gradientNorm: number }> {
+  ): Promise<Pick<StepEvent, 'loss' | 'gradientNorm' | 'lossScale'>> {
+    for (;;) {
+      const found = await this.attempt(passes, targets, at);
+      if (found) return found;
+    }
+  }
+
+  /** Nothing when the gradient overflowed and a smaller loss scale may help. */
+  private async attempt(
+    passes: readonly (readonly Example[])[],
+    targets: number,
+    at: { step: number; learningRate: number },
+  ): Promise<
+    Pick<StepEvent, 'loss' | 'gradientNorm' | 'lossScale'> | undefined
+  > {
     const scope = new Scope(this.model.backend);
+    const lossScale = this.lossScale?.value;
+    const scale = lossScale ?? 1;
     const sum: Gradients = new Map();
     const parts: Tensor[] = [];
     try {
@@ -224,17 +252,21 @@ export class Trainer {
         const { loss, gradients } = backpropagate(
           this.model,
           pass,
-          1 / targets,
+          scale / targets,
         );
         parts.push(loss);
         accumulate(sum, gradients);
       }
       const norm = this.optimizer.squaredNorm(scope, sum);
       const loss = (await total(scope, parts)) / targets;
-      const gradientNorm = Math.sqrt((await scope.read(norm))[0] ?? 0);
+      const squared = (await scope.read(norm))[0] ?? 0;
+      const gradientNorm = Math.sqrt(squared) / scale;
+      const isOverflow = Number.isFinite(loss) && !Number.isFinite(squared);
+      if (isOverflow && this.lossScale?.shrink()) return undefined;
       this.checkLoss(at.step, loss, gradientNorm);
-      this.optimizer.update(sum, norm, at);
-      return { loss, gradientNorm };
+      this.optimizer.update(sum, norm, { ...at, lossScale });
+      this.lossScale?.grow();
+      return { loss, gradientNorm, ...(lossScale && { lossScale }) };
     } finally {
       freeAll(sum);
       for (const part of parts) part.free();
@@ -277,6 +309,14 @@ export class Trainer {
           `must be as in the checkpoint, ${then}, to go on with it, got ${now}`,
         );
       }
+    }
+    const { dtype } = this.model;
+    if (saved.dtype !== dtype) {
+      throw new ConfigError(
+        path,
+        'dtype',
+        `must be as in the checkpoint, ${saved.dtype}, to go on with it, got ${dtype}`,
+      );
     }
     if (saved.data !== this.data) {
       throw new ConfigError(

@@ -10,9 +10,10 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
   adamw({ parameter, gradient, m, v, squaredNorm }, _outputs, attributes) {
     const { learningRate, beta1, beta2, eps, weightDecay, step, clip } =
       attributes;
+    const { lossScale = 1 } = attributes;
     const norm = clip === undefined ? undefined : squaredNorm;
     const factor = norm
-      ? 'min(1.0, u.clip / (sqrt(squaredNorm[0]) + 1e-6))'
+      ? 'min(1.0, u.clip / (sqrt(squaredNorm[0]) * u.unscale + 1e-6))'
       : '1.0';
     context.run({
       kernel: 'adamw',
@@ -36,10 +37,11 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
         correction: f32(1 / (1 - beta2 ** step)),
         eps: f32(eps),
         clip: f32(clip ?? 0),
+        unscale: f32(1 / lossScale),
       },
       ...elementwise(
         parameter.size,
-        () => `let g = f32(gradient[i]) * ${factor};
+        () => `let g = f32(gradient[i]) * u.unscale * ${factor};
 let mi = u.beta1 * f32(m[i]) + u.rest1 * g;
 let vi = u.beta2 * f32(v[i]) + u.rest2 * g * g;
 let root = sqrt(vi * u.correction) + u.eps;

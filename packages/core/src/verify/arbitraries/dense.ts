@@ -347,6 +347,7 @@ export const adamwCases: Cases = fc
     weightDecay: fc.constantFrom(0.1, 0),
     step: fc.constantFrom(1, 2, 1000),
     norm: fc.constantFrom('none', 'given', 'clip'),
+    lossScale: fc.constantFrom(undefined, 1, 4, 1024),
     seed: dataSeed,
   })
   .map(({ shape, norm, seed, ...rest }) => ({
