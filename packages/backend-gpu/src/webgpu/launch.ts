@@ -51,6 +51,10 @@ export interface Launch {
 interface Source {
   /** Threads of a workgroup. */
   readonly threads: number;
+  /** Lines that must come first: `enable`, `requires` and `diagnostic`. */
+  readonly directives?: readonly string[];
+  /** Further parameters of `main`, as `@builtin(subgroup_id) subgroup: u32`. */
+  readonly parameters?: readonly string[];
   /** Functions, structures and workgroup variables. */
   readonly declarations?: string;
   /**
@@ -89,12 +93,15 @@ export function pipelineKey(launch: Launch): string {
 
 /** The whole WGSL text of a launch. */
 export function wgslOf(launch: Launch): string {
-  const { threads, declarations = '', body } = launch.source();
+  const source = launch.source();
+  const { threads, declarations = '', body } = source;
+  const { directives = [], parameters = [] } = source;
   const bindings = present(launch.bindings);
   const uniforms = Object.entries(launch.uniforms ?? {});
   const halves = bindings.some(([, { tensor }]) => tensor.dtype === 'f16');
   const lines = [
     ...(halves ? ['enable f16;'] : []),
+    ...directives,
     ...Object.entries(launch.constants).map(
       ([name, value]) => `const ${name} = ${value}u;`,
     ),
@@ -123,7 +130,7 @@ fn main(
   @builtin(local_invocation_index) tid: u32,
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
-) {
+${parameters.map((parameter) => `  ${parameter},\n`).join('')}) {
 ${used.join(' ')}
 ${body}
 }

@@ -2,6 +2,7 @@
 import { ArgumentError, UnsupportedError } from '@asa/core';
 import { checkKnownAnswer } from './known-answer';
 import { loadGpu } from './loader';
+import { type MatrixUnit, matrixFeature, matrixUnitOf } from './matrix-unit';
 import { WebGpuBackend } from './webgpu-backend';
 
 export interface WebGpuOptions {
@@ -11,6 +12,11 @@ export interface WebGpuOptions {
   readonly poison?: boolean;
   /** Take no software adapter. */
   readonly hardwareOnly?: boolean;
+  /**
+   * What multiplies f16: the subgroups' matrix units, or plain kernels. The
+   * units where the device has them, when missing.
+   */
+  readonly matrices?: 'subgroup' | 'plain';
   /** Other than `navigator.gpu` or Dawn. */
   readonly gpu?: GPU;
 }
@@ -28,8 +34,8 @@ export interface AdapterReport {
 /**
  * Opens a WebGPU device with all that its adapter has: a hardware adapter if
  * there is one.
- * @throws UnsupportedError without an adapter, or where the first product that
- * the device computes is wrong.
+ * @throws UnsupportedError without an adapter, without the matrix units that
+ * were asked for, or where the first product that the device computes is wrong.
  */
 export async function openWebGpu(
   options: WebGpuOptions = {},
@@ -40,7 +46,9 @@ export async function openWebGpu(
       `webgpu: limitBytes must be a number of at least 0, got ${limitBytes}`,
     );
   }
-  const adapter = await findAdapter(options);
+  const gpu = options.gpu ?? (await loadGpu());
+  const adapter = await findAdapter(gpu, options);
+  const matrixUnit = chooseUnit(gpu, adapter, options);
   const device = await adapter.requestDevice({
     requiredFeatures: wantedFeatures.filter((name) =>
       adapter.features.has(name),
@@ -51,6 +59,7 @@ export async function openWebGpu(
   const backend = new WebGpuBackend(device, description, {
     limitBytes,
     poison,
+    matrixUnit,
   });
   try {
     await checkKnownAnswer(backend);
@@ -65,11 +74,22 @@ export async function openWebGpu(
 export async function explainWebGpu(
   options: WebGpuOptions = {},
 ): Promise<AdapterReport> {
-  return describe(await findAdapter(options));
+  const gpu = options.gpu ?? (await loadGpu());
+  return describe(await findAdapter(gpu, options));
 }
 
-/** Not in the standard yet: matrix products of a subgroup. */
-const matrixFeature = 'chromium-experimental-subgroup-matrix';
+function chooseUnit(
+  gpu: GPU,
+  adapter: GPUAdapter,
+  { matrices }: WebGpuOptions,
+): MatrixUnit | undefined {
+  if (matrices === 'plain') return undefined;
+  const unit = matrixUnitOf(adapter, gpu.wgslLanguageFeatures);
+  if (typeof unit !== 'string') return unit;
+  if (matrices === undefined) return undefined;
+  throw new UnsupportedError('open', 'webgpu', `no matrix units, ${unit}`);
+}
+
 const wantedFeatures: readonly string[] = [
   'shader-f16',
   'subgroups',
@@ -91,8 +111,10 @@ function limitsOf({ limits }: GPUAdapter): Record<string, number> {
   return Object.fromEntries(wantedLimits.map((name) => [name, limits[name]]));
 }
 
-async function findAdapter(options: WebGpuOptions): Promise<GPUAdapter> {
-  const gpu = options.gpu ?? (await loadGpu());
+async function findAdapter(
+  gpu: GPU,
+  options: WebGpuOptions,
+): Promise<GPUAdapter> {
   const passed: string[] = [];
   const requests: readonly GPURequestAdapterOptions[] = [
     { powerPreference: 'high-performance' },

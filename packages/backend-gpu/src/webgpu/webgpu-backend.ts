@@ -28,12 +28,14 @@ import {
   reasonAgainst,
 } from './kernels';
 import { flat, input, type Launch, output, u32 } from './launch';
+import type { MatrixUnit } from './matrix-unit';
 import { Memory, memoryOf } from './memory';
 import { Pipelines } from './pipelines';
 
 export interface WebGpuBackendOptions {
   readonly limitBytes: number;
   readonly poison: boolean;
+  readonly matrixUnit?: MatrixUnit;
 }
 
 /** Operators as WGSL kernels on one device. */
@@ -85,6 +87,15 @@ export class WebGpuBackend implements Backend, KernelContext {
 
   get features(): ReadonlySet<string> {
     return this.device.features;
+  }
+
+  get matrixUnit(): MatrixUnit | undefined {
+    return this.options.matrixUnit;
+  }
+
+  /** What multiplies f16: the subgroups' matrix units, or plain kernels. */
+  get matrixPath(): 'subgroup' | 'plain' {
+    return this.matrixUnit ? 'subgroup' : 'plain';
   }
 
   /** Device buffers made since it was opened: a warm step makes none. */

@@ -1,8 +1,11 @@
 import type { DType, KernelTable, Tensor } from '@asa/core';
 import { flat, type Launch, unroll } from '../launch';
+import type { MatrixUnit } from '../matrix-unit';
 
 /** What kernels need of the backend. */
 export interface KernelContext {
+  /** The subgroups' products of f16 matrices, where kernels shall use them. */
+  readonly matrixUnit: MatrixUnit | undefined;
   /** Enqueues one dispatch. */
   run(launch: Launch): void;
   /** Enqueues zeros for all of a tensor. */

@@ -1,0 +1,53 @@
+/// <reference types="@webgpu/types" />
+
+/**
+ * What a subgroup multiplies at once: f16 `[m, k]` by `[k, n]` into f32
+ * `[m, n]`.
+ */
+export interface MatrixUnit {
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  /** Threads of a subgroup, the same for every kernel. */
+  readonly subgroupSize: number;
+}
+
+/** Not in the standard yet: matrix products of a subgroup. */
+export const matrixFeature = 'chromium-experimental-subgroup-matrix';
+
+/** `GPUSubgroupMatrixConfig` of the experimental feature. */
+interface MatrixConfig {
+  readonly componentType: string;
+  readonly resultType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+}
+
+/** Tiles are laid out in units of at most this extent. */
+const LARGEST = 16;
+
+/** The unit that kernels can use on an adapter, or why there is none. */
+export function matrixUnitOf(
+  { features, info }: Pick<GPUAdapter, 'features' | 'info'>,
+  languageFeatures: ReadonlySet<string>,
+): MatrixUnit | string {
+  for (const name of [matrixFeature, 'subgroups', 'shader-f16']) {
+    if (!features.has(name)) return `the device lacks ${name}`;
+  }
+  if (!languageFeatures.has('subgroup_id')) return 'WGSL lacks subgroup_id';
+  const { subgroupMinSize: least, subgroupMaxSize: most } = info;
+  if (least === undefined || least !== most) {
+    return `subgroups have ${least} to ${most} threads`;
+  }
+  const { subgroupMatrixConfigs = [] } = info as {
+    readonly subgroupMatrixConfigs?: Iterable<MatrixConfig>;
+  };
+  for (const { componentType, resultType, M, N, K } of subgroupMatrixConfigs) {
+    const fits = [M, N, K].every((extent) => LARGEST % extent === 0);
+    if (componentType === 'f16' && resultType === 'f32' && fits) {
+      return { m: M, n: N, k: K, subgroupSize: most };
+    }
+  }
+  return 'no configuration multiplies f16 into f32';
+}
