@@ -13,6 +13,10 @@ export const sources = [
     replacement: source('core/src/verify/index.ts'),
   },
   {
+    find: /^@asa\/core\/bench$/,
+    replacement: source('core/src/bench/index.ts'),
+  },
+  {
     find: /^@asa\/backend-([a-z]+)$/,
     replacement: source('backend-$1/src/index.ts'),
   },

@@ -5,6 +5,7 @@ export default defineConfig({
     index: 'src/index.ts',
     node: 'src/node.ts',
     verify: 'src/verify/index.ts',
+    bench: 'src/bench/index.ts',
   },
   format: ['esm', 'cjs'],
   // Shared chunks: a class that two entries hold is one class, so `instanceof`

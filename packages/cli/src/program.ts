@@ -30,6 +30,10 @@ const entries: Readonly<Record<string, Entry>> = {
     summary: 'prove a backend',
     load: () => import('./commands/verify'),
   },
+  bench: {
+    summary: 'measure a backend',
+    load: () => import('./commands/bench'),
+  },
   train: {
     summary: 'train a model on text',
     load: () => import('./commands/train'),

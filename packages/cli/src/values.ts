@@ -47,6 +47,32 @@ export function byteCount(text: string): number {
   throw new InvalidArgumentError('It must be a size such as 500MB or 2GiB.');
 }
 
+/** Parses a list such as `f32,f16`, each part by `one`. */
+export function list<T>(one: (text: string) => T): (text: string) => T[] {
+  return (text) => text.split(',').map((part) => one(part.trim()));
+}
+
+/** Parses a number of tokens such as `512`, `8k` (8,192) or `1e5`. */
+export function tokenCount(text: string): number {
+  const [, digits = text, unit] = /^(.*[0-9])(k?)$/i.exec(text) ?? [];
+  const value = parse(digits) * (unit ? 1024 : 1);
+  if (Number.isSafeInteger(value) && value >= 1) return value;
+  throw new InvalidArgumentError(
+    'It must be a number of tokens such as 512 or 8k.',
+  );
+}
+
+/** Parses one of some words. */
+export function oneOf<T extends string>(
+  words: readonly T[],
+): (text: string) => T {
+  return (text) => {
+    const word = words.find((each) => each === text);
+    if (word !== undefined) return word;
+    throw new InvalidArgumentError(`It must be one of ${words.join(', ')}.`);
+  };
+}
+
 /** Collects the texts of an option that may be given several times. */
 export function collect(
   value: string,

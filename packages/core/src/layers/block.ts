@@ -71,7 +71,8 @@ function feedForward(
   return linear(context, y, weights('down_proj.weight'));
 }
 
-function attend(
+/** The attention of a layer, whatever its kind. `h [N, hidden]` to the same. */
+export function attend(
   context: LayerContext,
   h: Tensor,
   weights: Weights,
@@ -91,7 +92,7 @@ function attend(
   }
 }
 
-function attentionParameters(
+export function attentionParameters(
   config: AttentionConfig,
   hidden: number,
 ): ParameterSpec[] {

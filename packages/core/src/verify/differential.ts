@@ -9,7 +9,12 @@ import {
 } from './arbitraries';
 import { compareOutputs, wrong } from './comparison';
 import { type FuzzOptions, fuzz, type Judgement, type Outcome } from './fuzz';
-import { canRun, referenceOn, runOperator } from './run-operator';
+import {
+  canRun,
+  referenceOn,
+  runOperator,
+  type ValuesByName,
+} from './run-operator';
 import { compareLists } from './selection-rule';
 
 /** The backend on trial, and one that computes in double. */
@@ -36,15 +41,25 @@ export function differential(
   );
 }
 
-/** Compares one call. */
+/** Draws one call and compares it. */
 async function judgeCase(
-  { backend, reference }: Trial,
+  trial: Trial,
   call: OperatorCase,
+  dtype: FloatType,
+): Promise<Judgement> {
+  const inputs = await valuesOfCase(call, dtype, referenceOn(trial.reference));
+  return judgeCall(trial, call, inputs, dtype);
+}
+
+/** Compares one call on these inputs with the reference in double. */
+export async function judgeCall(
+  { backend, reference }: Trial,
+  call: Pick<OperatorCase, 'operator' | 'attributes' | 'exactTies'>,
+  inputs: ValuesByName,
   dtype: FloatType,
 ): Promise<Judgement> {
   const oracle = referenceOn(reference);
   const { operator, attributes } = call;
-  const inputs = await valuesOfCase(call, dtype, oracle);
   const can = canRun(backend, operator, inputs, attributes);
   if (can !== true) return { missing: can };
   const got = await runOperator(backend, operator, inputs, attributes);

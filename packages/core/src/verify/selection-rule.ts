@@ -15,7 +15,10 @@ import type { Values } from './values';
  * cases whose arithmetic is exact, leave no choice. Source: maths.md §3.
  */
 export async function compareLists(
-  { attributes, exactTies = false }: OperatorCase,
+  {
+    attributes,
+    exactTies = false,
+  }: Pick<OperatorCase, 'attributes' | 'exactTies'>,
   inputs: ValuesByName,
   got: Values,
   dtype: FloatType,
