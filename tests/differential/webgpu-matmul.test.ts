@@ -9,14 +9,22 @@ import {
 
 const reason = whyNoSoftwareGpu();
 
-/** `[M, N, K]`: large and medium tiles, filled and with edges; few rows. */
+/**
+ * `[M, N, K]`: large, medium and small tiles, filled and with edges; the inner
+ * index in parts, the last one shorter; few rows, aligned and not.
+ */
 const shapes = [
-  [2048, 2048, 8],
-  [1921, 2047, 9],
+  [1536, 1536, 8],
+  [1433, 1531, 9],
   [512, 512, 32],
   [510, 514, 17],
+  [132, 260, 1100],
   [64, 32, 48],
+  [37, 21, 2063],
+  [1, 8, 4],
   [3, 70, 259],
+  [4, 132, 1028],
+  [2, 2052, 68],
 ] as const;
 
 const transposes = [

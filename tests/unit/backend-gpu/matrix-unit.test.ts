@@ -6,11 +6,11 @@ import { softwareGpu, whyNoSoftwareGpu } from './software-gpu';
 
 const config = (
   componentType: string,
-  resultType: string,
+  resultComponentType: string,
   M: number,
   N: number,
   K: number,
-) => ({ componentType, resultType, M, N, K });
+) => ({ componentType, resultComponentType, M, N, K });
 
 const features = [
   'chromium-experimental-subgroup-matrix',

@@ -18,7 +18,7 @@ export const matrixFeature = 'chromium-experimental-subgroup-matrix';
 /** `GPUSubgroupMatrixConfig` of the experimental feature. */
 interface MatrixConfig {
   readonly componentType: string;
-  readonly resultType: string;
+  readonly resultComponentType: string;
   readonly M: number;
   readonly N: number;
   readonly K: number;
@@ -43,9 +43,10 @@ export function matrixUnitOf(
   const { subgroupMatrixConfigs = [] } = info as {
     readonly subgroupMatrixConfigs?: Iterable<MatrixConfig>;
   };
-  for (const { componentType, resultType, M, N, K } of subgroupMatrixConfigs) {
+  for (const config of subgroupMatrixConfigs) {
+    const { componentType, resultComponentType, M, N, K } = config;
     const fits = [M, N, K].every((extent) => LARGEST % extent === 0);
-    if (componentType === 'f16' && resultType === 'f32' && fits) {
+    if (componentType === 'f16' && resultComponentType === 'f32' && fits) {
       return { m: M, n: N, k: K, subgroupSize: most };
     }
   }

@@ -1,0 +1,166 @@
+import { output } from '../launch';
+import type { MatrixUnit } from '../matrix-unit';
+import { type KernelContext, unroll } from './context';
+import type { Gemm } from './gemm';
+import {
+  eachRun,
+  fetchText,
+  isAlongInner,
+  loaderText,
+  type Operand,
+  runsText,
+} from './gemm-operand';
+import {
+  operandBindings,
+  operandsOf,
+  outputIndex,
+  type Split,
+  tiledLaunch,
+  tileOrigin,
+} from './gemm-tile';
+
+/** A tile of products by the subgroups' matrix units. */
+export interface UnitTile {
+  readonly kind: 'unit';
+  /** Rows and columns of a workgroup's tile, and the depth of one step. */
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  /** Rows and columns of a subgroup's part. */
+  readonly sm: number;
+  readonly sn: number;
+}
+
+/**
+ * f16 tiles in workgroup memory, multiplied by subgroups into f32 sums that
+ * stay in registers. While one step is multiplied, the next is on its way from
+ * memory into registers.
+ */
+export function unitProduct(
+  context: KernelContext,
+  call: Gemm,
+  unit: MatrixUnit,
+  tile: UnitTile,
+  split: Split,
+): void {
+  context.run({
+    ...tiledLaunch(call, tile, split),
+    kernel: 'gemm-unit',
+    bindings: { ...operandBindings(call), y: output(call.y) },
+    source: () => source(call, unit, tile),
+  });
+}
+
+function source(call: Gemm, unit: MatrixUnit, tile: UnitTile) {
+  const { m, n, k, sm, sn } = tile;
+  const subgroupsX = n / sn;
+  const subgroups = (m / sm) * subgroupsX;
+  const threads = subgroups * unit.subgroupSize;
+  const [a, b] = operandsOf(call, tile, threads, 'f16');
+  const both = (text: (x: Operand) => string) => `${text(a)}\n${text(b)}`;
+  const sums = (text: (i: number, j: number) => string) =>
+    unroll(sm / unit.m, (i) => unroll(sn / unit.n, (j) => text(i, j)));
+  // Element (outer, inner) of a tile, for matrices that start there.
+  const loadText = (x: Operand, type: string, outer: string, inner: string) => {
+    const along = isAlongInner(x);
+    const at = along
+      ? `(${outer}) * ${pitch(x)}u + ${inner}`
+      : `(${inner}) * ${pitch(x)}u + ${outer}`;
+    const columnMajor = along === (x.name === 'b');
+    return `subgroupMatrixLoad<${type}>(&tile_${x.name}, ${at}, ${columnMajor}, ${pitch(x)}u)`;
+  };
+  return {
+    threads,
+    directives: [
+      'enable f16;',
+      'enable subgroups;',
+      'enable chromium_experimental_subgroup_matrix;',
+      // Its analysis does not know that loop bounds are uniforms.
+      'diagnostic(off, chromium.subgroup_matrix_uniformity);',
+    ],
+    parameters: ['@builtin(subgroup_id) subgroup: u32'],
+    declarations: `
+alias Left = subgroup_matrix_left<f16, ${unit.k}, ${unit.m}>;
+alias Right = subgroup_matrix_right<f16, ${unit.n}, ${unit.k}>;
+alias Sum = subgroup_matrix_result<f32, ${unit.n}, ${unit.m}>;
+var<workgroup> tile_a: array<f16, ${lines(a) * pitch(a)}>;
+var<workgroup> tile_b: array<f16, ${lines(b) * pitch(b)}>;
+var<workgroup> tile_y: array<f32, ${subgroups * unit.m * unit.n}>;
+${both(loaderText)}
+${outputIndex(call.layouts)}`,
+    body: `${tileOrigin}
+let sx = subgroup % ${subgroupsX}u * ${sn}u;
+let sy = subgroup / ${subgroupsX}u * ${sm}u;
+${both(runsText)}
+${sums((i, j) => `var sum${i}_${j}: Sum;`)}
+${both(fetchText)}
+loop {
+${both(stageText)}
+  workgroupBarrier();
+  base += TILE_K;
+  let more = base < end;
+  if (more) {
+${both(fetchText)}
+  }
+${unroll(
+  k / unit.k,
+  (p) => `{
+${unroll(sm / unit.m, (i) => `let left${i} = ${loadText(a, 'Left', `sy + ${i * unit.m}u`, `${p * unit.k}u`)};`)}
+${unroll(sn / unit.n, (j) => `let right${j} = ${loadText(b, 'Right', `sx + ${j * unit.n}u`, `${p * unit.k}u`)};`)}
+${sums((i, j) => `sum${i}_${j} = subgroupMatrixMultiplyAccumulate(left${i}, right${j}, sum${i}_${j});`)}
+}`,
+)}
+  if (!more) { break; }
+  workgroupBarrier();
+}
+${sums((i, j) => storeText(`sum${i}_${j}`, i, j, unit, tile))}`,
+  };
+}
+
+/** f16 in a line of a tile; 16 bytes more, so that lines use other banks. */
+function pitch(x: Operand): number {
+  return (isAlongInner(x) ? x.depth : x.extent) + 8;
+}
+
+/** Lines of a tile, as they lie in memory. */
+function lines(x: Operand): number {
+  return isAlongInner(x) ? x.extent : x.depth;
+}
+
+function stageText(x: Operand): string {
+  return eachRun(x, (i) => {
+    const id = `${x.name}${i}`;
+    const at = `major_${id} * ${pitch(x)}u + minor_${id}`;
+    return unroll(
+      4,
+      (p) => `tile_${x.name}[${at} + ${p}u] = next_${id}[${p}];`,
+    );
+  });
+}
+
+/**
+ * Matrix (i, j) of every subgroup at once, through workgroup memory: only
+ * there can its elements be rounded and left out past the edges.
+ */
+function storeText(
+  sum: string,
+  i: number,
+  j: number,
+  unit: MatrixUnit,
+  { m, n, sm, sn }: UnitTile,
+): string {
+  const subgroupsX = n / sn;
+  const subgroups = (m / sm) * subgroupsX;
+  const elements = unit.m * unit.n;
+  return `workgroupBarrier();
+subgroupMatrixStore(&tile_y, subgroup * ${elements}u, ${sum}, false, ${unit.n}u);
+workgroupBarrier();
+for (var e = tid; e < ${subgroups * elements}u; e += ${subgroups * unit.subgroupSize}u) {
+  let s = e / ${elements}u;
+  let row = origin_a + s / ${subgroupsX}u * ${sm}u + ${i * unit.m}u + e % ${elements}u / ${unit.n}u;
+  let column = origin_b + s % ${subgroupsX}u * ${sn}u + ${j * unit.n}u + e % ${unit.n}u;
+  if (row < u.rows && column < u.columns) {
+    y[y_index(part, batch, row, column)] = t_y(tile_y[e]);
+  }
+}`;
+}
