@@ -3,6 +3,9 @@
  * package @sparticuz/chromium holds. Dawn takes the Vulkan library that lies
  * beside it; a copy of Dawn in a folder of its own keeps that library from
  * hiding a real GPU.
+ *
+ * `ASA_WEBGPU=system` takes what `openWebGpu` finds by itself instead: lavapipe
+ * where it is installed, or a real GPU.
  */
 import { execFileSync } from 'node:child_process';
 import {
@@ -26,8 +29,20 @@ const cache = fileURLToPath(
 
 const holder = globalThis as { asaSoftwareGpu?: GPU };
 
-/** What `openWebGpu` finds by itself is tried with `ASA_WEBGPU=system`. */
 const isSystem = process.env.ASA_WEBGPU === 'system';
+
+// Most of lavapipe's time goes into compiling: narrow vectors and no optimizer
+// make that several times faster. Read when the driver is loaded.
+if (isSystem) {
+  process.env.XDG_RUNTIME_DIR ??= '/tmp';
+  process.env.LP_NATIVE_VECTOR_WIDTH ??= '128';
+  process.env.GALLIVM_PERF ??= 'nopt';
+}
+
+/** Types that operators are tried in; SwiftShader has no f16. */
+export const softwareTypes = isSystem
+  ? (['f32', 'f16'] as const)
+  : (['f32'] as const);
 
 /**
  * Why there is no software GPU here; nothing when there is one. An error

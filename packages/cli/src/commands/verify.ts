@@ -10,14 +10,14 @@ import { integer } from '../values';
 
 export const command = new Command('verify')
   .description(
-    'Proves a backend: every operator against the reference, every law, and ' +
-      'results of other implementations.',
+    'Proves a backend: every operator and random models against the ' +
+      'reference, every law, and results of other implementations.',
   )
   .addOption(backendOption)
   .option('--golden <folder>', 'reference files of other implementations')
   .option(
     '--runs <n>',
-    'random cases of each operator, type and law',
+    'random cases of each operator and type, pattern of layers and law',
     integer({ min: 1 }),
     100,
   )
@@ -27,10 +27,14 @@ export const command = new Command('verify')
     integer({ min: 0 }),
     1,
   )
-  .option('--only <name>', 'operators, laws and files with this in their names')
+  .option(
+    '--only <name>',
+    'operators, patterns, laws and files with this in their names',
+  )
   .addOption(
     new Option('--suite <name...>', 'only some of them').choices([
       'operators',
+      'models',
       'laws',
       'golden',
     ] as const),

@@ -1,12 +1,15 @@
 import type { FloatType } from '../dtype';
 
-export type Suite = 'operators' | 'laws' | 'golden';
+export type Suite = 'operators' | 'models' | 'laws' | 'golden';
 export type RowStatus = 'ok' | 'mismatch' | 'missing' | 'skipped';
 
 /** One line of a verification report; survives JSON. */
 export interface Row {
   readonly suite: Suite;
-  /** An operator, a law, or a reference file with what of it was compared. */
+  /**
+   * An operator, a law, a pattern of layers, or a reference file with what of
+   * it was compared.
+   */
   readonly name: string;
   readonly dtype: FloatType;
   /** Cases that ran. */

@@ -4,10 +4,12 @@ import { nextTurn } from '../engine/event-loop';
 import { ArgumentError } from '../errors';
 import type { Folder } from '../io/files';
 import { type OperatorName, operators } from '../ops';
+import { patterns } from './arbitraries/models';
 import { differential } from './differential';
 import type { FuzzOptions, Outcome } from './fuzz';
 import { compareGolden, listGolden } from './golden';
 import { type Law, type LawContext, laws } from './laws';
+import { compareModels } from './models';
 import { type Report, type Row, type Suite, summarize } from './report';
 
 export interface VerifyOptions {
@@ -21,9 +23,9 @@ export interface VerifyOptions {
   readonly golden?: Folder;
   /** Types that operators are tried in; f32, f16 and bf16 when left out. */
   readonly dtypes?: readonly FloatType[];
-  /** Only operators, laws and files with this text in their names. */
+  /** Only operators, patterns, laws and files with this in their names. */
   readonly only?: string;
-  /** Random cases of each operator and type, and of each law; 100. */
+  /** Random cases of each operator and type, pattern and law; 100. */
   readonly cases?: number;
   /** The same seed gives the same cases; 1 when left out. */
   readonly seed?: number;
@@ -60,8 +62,8 @@ interface Step {
 }
 
 /**
- * Tries a backend: every operator against the reference, every law, and the
- * reference files of other implementations. The last event is the report.
+ * Tries a backend: every operator and models of random shape against the
+ * reference, every law, and the reference files of other implementations. The last event is the report.
  * Deterministic by seed.
  * @throws ArgumentError for options that name nothing; the signal's reason.
  */
@@ -95,10 +97,11 @@ export async function verifyAll(options: VerifyOptions): Promise<Report> {
 
 async function plan(options: VerifyOptions): Promise<Step[]> {
   const { golden, only = '', path } = options;
-  const { suites = ['operators', 'laws', ...(golden ? ['golden'] : [])] } =
-    options;
+  const present: readonly Suite[] = golden ? ['golden'] : [];
+  const { suites = ['operators', 'models', 'laws', ...present] } = options;
   const all: Step[] = [];
   if (suites.includes('operators')) all.push(...operatorSteps(options));
+  if (suites.includes('models')) all.push(...modelSteps(options));
   if (suites.includes('laws')) all.push(...lawSteps(options));
   if (suites.includes('golden')) all.push(...(await goldenSteps(options)));
   const exact = all.filter(({ name }) => name === only);
@@ -106,12 +109,12 @@ async function plan(options: VerifyOptions): Promise<Step[]> {
     exact.length > 0 ? exact : all.filter(({ name }) => name.includes(only));
   if (steps.length === 0) {
     throw new ArgumentError(
-      `verify: only must be part of the name of an operator, a law or a file, got ${JSON.stringify(only)}`,
+      `verify: only must be part of the name of an operator, a pattern, a law or a file, got ${JSON.stringify(only)}`,
     );
   }
   if (path !== undefined && steps.length !== 1) {
     throw new ArgumentError(
-      `verify: a path replays one operator in one type, or one law; these options choose ${steps.length}`,
+      `verify: a path replays one operator in one type, one pattern or one law; these options choose ${steps.length}`,
     );
   }
   return steps;
@@ -139,6 +142,21 @@ function operatorSteps(options: VerifyOptions): Step[] {
       ],
     })),
   );
+}
+
+function modelSteps(options: VerifyOptions): Step[] {
+  const dtype = 'f32' as const;
+  return patterns.map((name) => ({
+    suite: 'models' as const,
+    name,
+    dtype,
+    run: async () => [
+      fuzzRow(
+        { suite: 'models', name, dtype },
+        await compareModels(options, name, fuzzOptions(options)),
+      ),
+    ],
+  }));
 }
 
 function lawSteps(options: VerifyOptions): Step[] {

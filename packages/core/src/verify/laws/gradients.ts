@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { Tape } from '../../autograd';
-import type { FloatType, HostArray } from '../../dtype';
+import type { HostArray } from '../../dtype';
 import type { Model } from '../../model/model';
 import { type OperatorName, operators } from '../../ops';
 import { Random } from '../../random';
 import { Scope } from '../../scope';
 import type { Tensor } from '../../tensor';
-import { backpropagate, type Example, freeAll, losses } from '../../train/loss';
+import { type Example, losses } from '../../train/loss';
 import {
   describeCase,
   differentiableCases,
@@ -23,7 +23,13 @@ import {
   patterns,
   tokensOf,
 } from '../arbitraries/models';
-import { type Comparison, compareBits, fine, worst } from '../comparison';
+import { type Comparison, compareBits, worst } from '../comparison';
+import {
+  compareGradients,
+  compareWithReference,
+  modelGradients,
+  nextTokens,
+} from '../models';
 import {
   anyOperator,
   doubled,
@@ -32,16 +38,9 @@ import {
   uploadAll,
   type ValuesByName,
 } from '../run-operator';
-import {
-  download,
-  rootMeanSquare,
-  roundedTo,
-  upload,
-  type Values,
-} from '../values';
+import { download, roundedTo, upload, type Values } from '../values';
 import { withKernels } from '../wrap-backend';
-import { closeGradients, type Law, type LawContext, law } from './law';
-import { isAmbiguous } from './near-ties';
+import { type Law, type LawContext, law } from './law';
 
 /** Largest relative error of a derivative. */
 const tolerance = 1e-6;
@@ -159,26 +158,6 @@ function byName(
 }
 
 /** A gradient may cancel: its error is that of the others' size then. */
-function compareGradients(
-  context: LawContext,
-  got: ReadonlyMap<string, Values>,
-  want: ReadonlyMap<string, Values>,
-): Comparison {
-  const sizes = [...want.values()].map(({ data }) => rootMeanSquare(data));
-  const floor = 0.1 * Math.max(0, ...sizes);
-  return worst(
-    [...want].map(([name, gradient]) =>
-      closeGradients(
-        context,
-        `gradient of ${name}`,
-        got.get(name) ?? { ...gradient, data: new Float64Array(0) },
-        gradient,
-        floor,
-      ),
-    ),
-  );
-}
-
 /** A norm of values near 0 bends within a step. */
 function awayFromPoles(
   operator: OperatorName,
@@ -343,39 +322,6 @@ async function compareDifferences(
   }
 }
 
-async function compareWithReference(
-  context: LawContext,
-  modelCase: ModelCase,
-): Promise<Comparison> {
-  const examples = nextTokens(tokensOf(modelCase));
-  const on = async (backend: LawContext['backend'], dtype: FloatType) => {
-    const model = await modelOf(backend, modelCase, dtype, context.dtype);
-    try {
-      return await modelGradients(model, examples);
-    } finally {
-      model.free();
-    }
-  };
-  const got = await on(context.backend, context.dtype);
-  const want = await on(context.reference, 'f64');
-  const result = compareGradients(context, got, want);
-  if (result.percent <= 100) return result;
-  return (await isAmbiguous(context, modelCase)) ? fine : result;
-}
-
-async function modelGradients(
-  model: Model,
-  examples: readonly Example[],
-): Promise<Map<string, Values>> {
-  const { loss, gradients } = backpropagate(model, examples, 1);
-  gradients.set('loss', loss);
-  try {
-    return await readAll(gradients);
-  } finally {
-    freeAll(gradients);
-  }
-}
-
 const repeatedGradients: readonly Law[] = patterns.map((pattern) =>
   law({
     name: `${pattern}: the same gradients twice, to the bit`,
@@ -442,24 +388,12 @@ async function compareParameters(
   return result;
 }
 
-function nextTokens(rows: readonly (readonly number[])[]): Example[] {
-  return rows.map((tokens) => ({ tokens, targets: [...tokens.slice(1), 0] }));
-}
-
 async function totalLoss(
   model: Model,
   examples: readonly Example[],
 ): Promise<number> {
   const each = await losses(model, examples);
   return each.reduce((sum, loss) => sum + loss, 0);
-}
-
-async function readAll(
-  tensors: ReadonlyMap<string, Tensor>,
-): Promise<Map<string, Values>> {
-  const read = new Map<string, Values>();
-  for (const [name, tensor] of tensors) read.set(name, await download(tensor));
-  return read;
 }
 
 /** Block lists are constants to the gradient, so they stay as they were. */
