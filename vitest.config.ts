@@ -17,6 +17,10 @@ export const sources = [
     replacement: source('core/src/bench/index.ts'),
   },
   {
+    find: /^@asa\/backend-gpu\/([a-z]+)$/,
+    replacement: source('backend-gpu/src/$1/index.ts'),
+  },
+  {
     find: /^@asa\/backend-([a-z]+)$/,
     replacement: source('backend-$1/src/index.ts'),
   },

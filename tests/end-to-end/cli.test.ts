@@ -81,7 +81,7 @@ describe('usage', () => {
     ['infinity', ['--temperature', 'Infinity'], 'a number'],
     ['an empty number', ['--top-k', ''], 'whole number'],
     ['an unknown option', ['--tempreature', '1'], '--temperature'],
-    ['an unknown backend', ['--backend', 'abacus'], 'auto, cpu'],
+    ['an unknown backend', ['--backend', 'abacus'], 'auto, webgpu, cpu'],
     ['a bias for no token', ['--logit-bias', 'x=1'], 'ID=VALUE'],
     ['an empty stop', ['--stop', ''], 'empty'],
     ['too many words', ['extra'], 'too many arguments'],
@@ -374,7 +374,7 @@ describe('settings', () => {
     ['a value out of range', '{"max-tokens": -1}', 'max-tokens: '],
     ['a value of another type', '{"max-tokens": {}}', 'max-tokens: '],
     ['a switch that is none', '{"json": "maybe"}', 'true or false'],
-    ['a choice that is none', '{"backend": "abacus"}', 'auto, cpu'],
+    ['a choice that is none', '{"backend": "abacus"}', 'auto, webgpu, cpu'],
   ])('refuses %s, and names the file', async (_, content, rule) => {
     const name = file('bad.json', content);
     const { code, stdout, stderr } = await asa(generate('--config-file', name));
@@ -457,7 +457,14 @@ describe('doctor', () => {
       configuration: { found: false },
       backends: expect.arrayContaining([
         { name: 'cpu', available: true, detail: expect.any(String) },
+        {
+          name: 'webgpu',
+          available: expect.any(Boolean),
+          detail: expect.stringMatching(/./),
+        },
       ]),
+      webgpu: { adapters: expect.any(Array) },
+      advice: expect.any(Array),
     });
   });
 });

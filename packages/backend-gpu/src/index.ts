@@ -1,2 +1,8 @@
-/** The GPU drivers of asa. */
+/** The GPU drivers of asa. Each also has an entry of its own. */
+export {
+  type GpuDriverName,
+  type GpuOptions,
+  gpuDrivers,
+  openGpu,
+} from './open-gpu';
 export * from './webgpu';

@@ -1,11 +1,15 @@
 import type { Backend } from '@asa/core';
 import { ExitError, exitCode } from './exit';
+import { probeWebGpu, whyNoGpu } from './gpu-probe';
 import { note } from './terminal';
 
 /** One way to compute, behind an import that happens when it is asked for. */
 export interface BackendEntry {
   readonly name: string;
-  /** Why it cannot be used here; nothing when it can. */
+  /**
+   * Why it cannot be used here, found out without a risk for this process;
+   * nothing when it can.
+   */
   explain(): Promise<string | undefined>;
   /** @throws when it cannot be used here. */
   open(): Promise<Backend>;
@@ -14,25 +18,17 @@ export interface BackendEntry {
 /** All backends, in the order in which `auto` tries them. */
 export const backends: readonly BackendEntry[] = [
   {
-    name: 'cpu',
-    explain: async () => undefined,
-    open: async () => (await import('@asa/backend-cpu')).openCpu(),
-  },
-  {
-    // Behind the CPU until its decoding is faster: for now it is asked for.
     name: 'webgpu',
-    explain: async () => {
-      const { explainWebGpu } = await import('@asa/backend-gpu/webgpu');
-      return explainWebGpu({ hardwareOnly: true }).then(
-        () => undefined,
-        (error: Error) =>
-          'reason' in error ? `${error.reason}` : error.message,
-      );
-    },
+    explain: async () => (await whyNoGpu()) ?? (await probeWebGpu()).reason,
     open: async () => {
       const { openWebGpu } = await import('@asa/backend-gpu/webgpu');
       return openWebGpu({ hardwareOnly: true });
     },
+  },
+  {
+    name: 'cpu',
+    explain: async () => undefined,
+    open: async () => (await import('@asa/backend-cpu')).openCpu(),
   },
 ];
 
@@ -69,7 +65,7 @@ export async function openBackend(
   }
   const passed: string[] = [];
   for (const entry of entries) {
-    const opened = await tryOpen(entry);
+    const opened = (await entry.explain()) ?? (await tryOpen(entry));
     if (typeof opened !== 'string') {
       note([took(opened), ...passed].join('; '));
       return opened;
@@ -98,8 +94,9 @@ const took = ({ name, description }: Backend) =>
 /** The backend, or why there is none. */
 async function tryOpen(entry: BackendEntry): Promise<Backend | string> {
   try {
-    return (await entry.explain()) ?? (await entry.open());
+    return await entry.open();
   } catch (error) {
-    return error instanceof Error ? error.message : String(error);
+    if (!(error instanceof Error)) return String(error);
+    return 'reason' in error ? `${error.reason}` : error.message;
   }
 }

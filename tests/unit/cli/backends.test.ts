@@ -11,7 +11,10 @@ import { exitCode } from '../../../packages/cli/src/exit';
 const entry = (name: string, why?: string): BackendEntry => ({
   name,
   explain: async () => why,
-  open: async () => ({ name, description: `a ${name}` }) as Backend,
+  open: async () => {
+    if (why) throw new Error(why);
+    return { name, description: `a ${name}` } as Backend;
+  },
 });
 const broken: BackendEntry = {
   ...entry('broken'),
@@ -52,6 +55,12 @@ describe('openBackend', () => {
     expect(said()).toContain(
       'backend cpu (a cpu); passed over webgpu: no adapter; passed over broken: it broke',
     );
+  });
+
+  it('auto opens nothing that it was warned of', async () => {
+    const risky = { ...entry('risky', 'it crashes'), open: vi.fn() };
+    expect((await openBackend('auto', [risky, cpu])).name).toBe('cpu');
+    expect(risky.open).not.toHaveBeenCalled();
   });
 
   it('auto fails where nothing works', () =>

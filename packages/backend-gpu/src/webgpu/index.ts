@@ -1,6 +1,9 @@
 export {
   type AdapterReport,
   explainWebGpu,
+  listAdapters,
+  type Opened,
+  openTimed,
   openWebGpu,
   type WebGpuOptions,
 } from './open';

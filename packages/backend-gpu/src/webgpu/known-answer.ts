@@ -1,11 +1,10 @@
-import { operators, Scope, UnsupportedError } from '@asa/core';
-import type { WebGpuBackend } from './webgpu-backend';
+import { type Backend, operators, Scope, UnsupportedError } from '@asa/core';
 
 /**
  * A small product whose sums are whole numbers, and so exact in any order.
  * @throws UnsupportedError when the device gets it wrong.
  */
-export async function checkKnownAnswer(backend: WebGpuBackend): Promise<void> {
+export async function checkKnownAnswer(backend: Backend): Promise<void> {
   // Few rows: the kernel for them compiles fastest.
   const [m, n, k] = [3, 19, 23];
   const a = Float32Array.from({ length: m * k }, (_, i) => (i * 7) % 11);

@@ -29,6 +29,20 @@ export interface AdapterReport {
   readonly isSoftware: boolean;
   readonly features: readonly string[];
   readonly limits: Readonly<Record<string, number>>;
+  /** Fewest and most threads of a subgroup, where the adapter says so. */
+  readonly subgroupSizes?: readonly [least: number, most: number];
+  /** What multiplies f16 on it: the subgroups' matrix units or plain kernels. */
+  readonly matrixPath: 'subgroup' | 'plain';
+  /** Why it is plain. */
+  readonly noMatrixUnits?: string;
+}
+
+/** A device, what it is of, and how long it took. */
+export interface Opened {
+  readonly backend: WebGpuBackend;
+  readonly openMs: number;
+  /** Time of the known-answer check. */
+  readonly checkMs: number;
 }
 
 /**
@@ -40,6 +54,47 @@ export interface AdapterReport {
 export async function openWebGpu(
   options: WebGpuOptions = {},
 ): Promise<WebGpuBackend> {
+  return (await openTimed(options)).backend;
+}
+
+/** `openWebGpu`, with what it took. */
+export async function openTimed(options: WebGpuOptions): Promise<Opened> {
+  const start = performance.now();
+  const backend = await openUnchecked(options);
+  const opened = performance.now();
+  try {
+    await checkKnownAnswer(backend);
+  } catch (error) {
+    await backend.destroy();
+    throw error;
+  }
+  const checked = performance.now();
+  return { backend, openMs: opened - start, checkMs: checked - opened };
+}
+
+/** What `openWebGpu` would take; throws as it does. */
+export async function explainWebGpu(
+  options: WebGpuOptions = {},
+): Promise<AdapterReport> {
+  const gpu = options.gpu ?? (await loadGpu());
+  return describe(gpu, await findAdapter(gpu, options));
+}
+
+/** Every adapter that the loader gives, hardware or not. */
+export async function listAdapters(
+  options: Pick<WebGpuOptions, 'gpu'> = {},
+): Promise<AdapterReport[]> {
+  const gpu = options.gpu ?? (await loadGpu());
+  const found = new Map<string, AdapterReport>();
+  for (const request of requests) {
+    const adapter = await gpu.requestAdapter(request);
+    const report = adapter && describe(gpu, adapter);
+    if (report) found.set(report.description, report);
+  }
+  return [...found.values()];
+}
+
+async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
   const { limitBytes = Number.POSITIVE_INFINITY, poison = false } = options;
   if (!(limitBytes >= 0)) {
     throw new ArgumentError(
@@ -55,27 +110,8 @@ export async function openWebGpu(
     ) as GPUFeatureName[],
     requiredLimits: limitsOf(adapter),
   });
-  const { description } = describe(adapter);
-  const backend = new WebGpuBackend(device, description, {
-    limitBytes,
-    poison,
-    matrixUnit,
-  });
-  try {
-    await checkKnownAnswer(backend);
-  } catch (error) {
-    await backend.destroy();
-    throw error;
-  }
-  return backend;
-}
-
-/** What `openWebGpu` would take; throws as it does. */
-export async function explainWebGpu(
-  options: WebGpuOptions = {},
-): Promise<AdapterReport> {
-  const gpu = options.gpu ?? (await loadGpu());
-  return describe(await findAdapter(gpu, options));
+  const { words } = wordsOf(adapter);
+  return new WebGpuBackend(device, words, { limitBytes, poison, matrixUnit });
 }
 
 function chooseUnit(
@@ -116,27 +152,45 @@ async function findAdapter(
   options: WebGpuOptions,
 ): Promise<GPUAdapter> {
   const passed: string[] = [];
-  const requests: readonly GPURequestAdapterOptions[] = [
-    { powerPreference: 'high-performance' },
-    {},
-    { forceFallbackAdapter: true },
-  ];
   let software: GPUAdapter | undefined;
   for (const request of requests) {
     const adapter = await gpu.requestAdapter(request);
     if (!adapter) continue;
-    const { isSoftware, description } = describe(adapter);
+    const { isSoftware, words } = wordsOf(adapter);
     if (!isSoftware) return adapter;
     software ??= adapter;
-    passed.push(`passed over ${description}`);
+    passed.push(`passed over ${words}`);
   }
   if (software && !options.hardwareOnly) return software;
   const reason = passed[0] ?? 'the loader found no adapter';
   throw new UnsupportedError('open', 'webgpu', `no GPU, ${reason}`);
 }
 
-function describe(adapter: GPUAdapter): AdapterReport {
+/** The ways to ask for an adapter, best first. */
+const requests: readonly GPURequestAdapterOptions[] = [
+  { powerPreference: 'high-performance' },
+  { powerPreference: 'low-power' },
+  { forceFallbackAdapter: true },
+];
+
+function describe(gpu: GPU, adapter: GPUAdapter): AdapterReport {
+  const { words, isSoftware } = wordsOf(adapter);
   const { info, features } = adapter;
+  const { subgroupMinSize: least, subgroupMaxSize: most } = info;
+  const unit = matrixUnitOf(adapter, gpu.wgslLanguageFeatures);
+  return {
+    description: words,
+    isSoftware,
+    features: [...features].sort(),
+    limits: limitsOf(adapter),
+    ...(least && most && { subgroupSizes: [least, most] as const }),
+    ...(typeof unit === 'string'
+      ? { matrixPath: 'plain', noMatrixUnits: unit }
+      : { matrixPath: 'subgroup' }),
+  };
+}
+
+function wordsOf({ info }: GPUAdapter): { words: string; isSoftware: boolean } {
   const words = [info.vendor, info.architecture, info.device, info.description]
     .filter((word) => word)
     .join(' ');
@@ -144,9 +198,7 @@ function describe(adapter: GPUAdapter): AdapterReport {
     info.isFallbackAdapter === true ||
     /swiftshader|llvmpipe|lavapipe|warp|basic render/i.test(words);
   return {
-    description: `${words || 'WebGPU'}${isSoftware ? ', software' : ''}`,
+    words: `${words || 'WebGPU'}${isSoftware ? ', software' : ''}`,
     isSoftware,
-    features: [...features].sort(),
-    limits: limitsOf(adapter),
   };
 }

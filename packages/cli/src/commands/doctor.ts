@@ -3,9 +3,17 @@ import { access } from 'node:fs/promises';
 import { availableParallelism, freemem, totalmem } from 'node:os';
 import { Command } from '@commander-js/extra-typings';
 import { version } from '../../package.json';
-import { type BackendEntry, backends } from '../backends';
+import { gpuAdvice, loaderOf } from '../gpu-advice';
+import { type ProbeReport, probeWebGpu, whyNoGpu } from '../gpu-probe';
 import { defaultConfigFile, embeddedModel } from '../paths';
-import { colors, formatBytes, print, printJson } from '../terminal';
+import {
+  colors,
+  formatBytes,
+  formatNumber,
+  print,
+  printJson,
+} from '../terminal';
+import { type VulkanFiles, vulkanFiles } from '../vulkan-files';
 
 export const command = new Command('doctor')
   .description('Says which backends work on this machine, and why not.')
@@ -13,19 +21,34 @@ export const command = new Command('doctor')
   .addHelpText('after', '\nExample:\n  asa doctor')
   .action(async ({ json, ...options }) => {
     const configFile = (options as { configFile?: string }).configFile;
-    const report = {
-      version,
-      node: process.version,
-      platform: `${process.platform} ${process.arch}`,
-      cores: availableParallelism(),
-      memory: { free: freemem(), total: totalmem() },
-      configuration: await pathReport(configFile ?? defaultConfigFile()),
-      model: await pathReport(embeddedModel),
-      backends: await Promise.all(backends.map(backendReport)),
-    };
+    const report = await examine(configFile ?? defaultConfigFile());
     if (json) printJson(report);
     else printReport(report);
   });
+
+type DoctorReport = Awaited<ReturnType<typeof examine>>;
+
+async function examine(configFile: string | undefined) {
+  const { platform } = process;
+  const [noDevice, vulkan, webgpu] = await Promise.all([
+    whyNoGpu(),
+    vulkanFiles(),
+    probeWebGpu(),
+  ]);
+  return {
+    version,
+    node: process.version,
+    platform: `${platform} ${process.arch}`,
+    cores: availableParallelism(),
+    memory: { free: freemem(), total: totalmem() },
+    configuration: await pathReport(configFile),
+    model: await pathReport(embeddedModel),
+    backends: [webGpuReport(webgpu), await cpuReport()],
+    webgpu,
+    ...(platform === 'linux' && { vulkan }),
+    advice: gpuAdvice({ platform, noDevice, vulkan, webgpu }),
+  };
+}
 
 interface BackendReport {
   readonly name: string;
@@ -34,19 +57,16 @@ interface BackendReport {
   readonly detail: string;
 }
 
-async function backendReport(entry: BackendEntry): Promise<BackendReport> {
-  const { name } = entry;
-  try {
-    const reason = await entry.explain();
-    if (reason) return { name, available: false, detail: reason };
-    const backend = await entry.open();
-    const detail = backend.description;
-    await backend.destroy();
-    return { name, available: true, detail };
-  } catch (error) {
-    const detail = error instanceof Error ? error.message : String(error);
-    return { name, available: false, detail };
-  }
+function webGpuReport({ device, reason = '' }: ProbeReport): BackendReport {
+  const available = device !== undefined;
+  return { name: 'webgpu', available, detail: device ?? reason };
+}
+
+async function cpuReport(): Promise<BackendReport> {
+  const { openCpu } = await import('@asa/backend-cpu');
+  const backend = await openCpu();
+  await backend.destroy();
+  return { name: 'cpu', available: true, detail: backend.description };
 }
 
 interface PathReport {
@@ -63,19 +83,12 @@ async function pathReport(path: string | undefined): Promise<PathReport> {
   return { path, found };
 }
 
-function printReport(report: {
-  version: string;
-  node: string;
-  platform: string;
-  cores: number;
-  memory: { free: number; total: number };
-  configuration: PathReport;
-  model: PathReport;
-  backends: readonly BackendReport[];
-}): void {
-  const { bold, green, red } = colors(process.stdout);
-  const line = (name: string, text: string) =>
-    print(`${bold(name.padEnd(14))} ${text}`);
+const { bold, green, red } = colors(process.stdout);
+
+const line = (name: string, text: string) =>
+  print(`${bold(name.padEnd(14))} ${text}`);
+
+function printReport(report: DoctorReport): void {
   const { free, total } = report.memory;
   line('asa', report.version);
   line('node', `${report.node}, ${report.platform}, ${report.cores} cores`);
@@ -86,6 +99,47 @@ function printReport(report: {
     const mark = available ? green('available') : red('not available');
     line(`backend ${name}`, `${mark}: ${detail}`);
   }
+  if (report.vulkan) printVulkan(report.vulkan, report.webgpu);
+  printWebGpu(report.webgpu);
+  for (const advice of report.advice) line('advice', advice);
+}
+
+function printVulkan(vulkan: VulkanFiles, webgpu: ProbeReport): void {
+  line('Vulkan loader', loaderOf({ vulkan, webgpu }) ?? 'none was found');
+  for (const [name, value] of Object.entries(vulkan.variables)) {
+    line('variable', `${name}=${value}`);
+  }
+  for (const { path, library, flaw } of vulkan.drivers) {
+    line('driver', `${path}: ${flaw ?? library}`);
+  }
+  if (vulkan.drivers.length === 0) line('driver', 'no driver file was found');
+}
+
+/** Features that decide which kernels run. */
+const features = ['shader-f16', 'subgroups', 'timestamp-query'] as const;
+
+function printWebGpu({ adapters, openMs, checkMs }: ProbeReport): void {
+  for (const adapter of adapters) {
+    const { limits, subgroupSizes: sizes } = adapter;
+    line('adapter', adapter.description);
+    const has = (name: string) =>
+      `${adapter.features.includes(name) ? '' : 'no '}${name}`;
+    const threads = sizes
+      ? `, subgroups of ${[...new Set(sizes)].join(' to ')}`
+      : '';
+    line('', `${features.map(has).join(', ')}${threads}`);
+    const { matrixPath, noMatrixUnits } = adapter;
+    const why = noMatrixUnits ? ` (${noMatrixUnits})` : '';
+    line('', `f16 matrix products: ${matrixPath}${why}`);
+    const size = (name: string) => formatBytes(limits[name] ?? 0);
+    line(
+      '',
+      `bindings to ${size('maxStorageBufferBindingSize')}, buffers to ${size('maxBufferSize')}, workgroup memory ${size('maxComputeWorkgroupStorageSize')}`,
+    );
+  }
+  if (openMs === undefined || checkMs === undefined) return;
+  const ms = formatNumber(checkMs);
+  line('known answer', `right, ${ms} ms; ${formatNumber(openMs)} ms to open`);
 }
 
 function describe({ path, found }: PathReport): string {
