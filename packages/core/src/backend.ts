@@ -16,6 +16,17 @@ export interface MemoryStatistics {
   readonly allocations: number;
 }
 
+/** Commands that were enqueued once and can be enqueued again. */
+export interface Recording {
+  /**
+   * Enqueues the same commands on the same memory, and hands them to the
+   * device. False, with nothing enqueued, where memory that they use was freed.
+   */
+  replay(): boolean;
+  /** Gives back the memory that only the recording uses. */
+  free(): void;
+}
+
 /**
  * Where operators run. Kernels enqueue and return; they run in order; `read`
  * is the only wait. A backend does not check shapes: `ops/` has done it once,
@@ -54,6 +65,15 @@ export interface Backend {
     length: number,
   ): void;
   free(storage: Storage): void;
+
+  /**
+   * Runs `body`, which only enqueues, and keeps its commands. What `body`
+   * allocates and frees stays reserved for them. A backend that gains nothing
+   * by it leaves this out.
+   */
+  record?(body: () => void): Recording;
+  /** Tokens of a prompt that it likes to run at a time; 256 when left out. */
+  readonly chunk?: number;
 
   /** Hands what is enqueued to the device without waiting. */
   flush(): void;

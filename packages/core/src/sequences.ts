@@ -31,6 +31,7 @@ export interface Blocking {
 }
 
 const columns = 6;
+const leastRoom = 256;
 
 /** `NC`: the compressed blocks that lie wholly in the first `tokens` tokens. */
 export function blockCount(
@@ -63,9 +64,9 @@ export class Sequences {
   readonly rows: Int32Array;
   private readonly copies = new Map<Backend, Tensor>();
 
-  constructor(readonly list: readonly Sequence[]) {
-    this.rows = new Int32Array(list.length * columns);
-    list.forEach((sequence, index) => {
+  constructor(private entries: readonly Sequence[]) {
+    this.rows = new Int32Array(entries.length * columns);
+    entries.forEach((sequence, index) => {
       checkSequence(sequence, index);
       this.rows.set(
         [
@@ -79,6 +80,10 @@ export class Sequences {
         index * columns,
       );
     });
+  }
+
+  get list(): readonly Sequence[] {
+    return this.entries;
   }
 
   /**
@@ -133,6 +138,14 @@ export class Sequences {
     return Math.max(0, ...this.list.map((s) => s.keyCount));
   }
 
+  /**
+   * Keys that launches make room for: a power of two, so that what was
+   * enqueued for one length serves others of about that length.
+   */
+  get keyRoom(): number {
+    return Math.max(leastRoom, 2 ** Math.ceil(Math.log2(this.maxKeys)));
+  }
+
   /** Rows that each flattened axis must have at least. */
   get queryRows(): number {
     return Math.max(0, ...this.list.map((s) => s.queryStart + s.queryCount));
@@ -178,6 +191,16 @@ export class Sequences {
       this.copies.set(backend, copy);
     }
     return copy;
+  }
+
+  /** Takes the entries of as many other sequences, on the devices too. */
+  assign(other: Sequences): void {
+    this.entries = other.entries;
+    if (this.rows.every((value, i) => value === other.rows[i])) return;
+    this.rows.set(other.rows);
+    for (const { backend, storage } of this.copies.values()) {
+      backend.write(storage, this.rows);
+    }
   }
 
   /** Frees the device copies. */

@@ -8,6 +8,19 @@ export interface PooledBuffer {
   readonly bytes: number;
   /** The batch of commands that last touched it. */
   batch: number;
+  /** Whose commands use it again: it is not handed out meanwhile. */
+  holder: Reservation | undefined;
+}
+
+/**
+ * The buffers that were taken while commands were recorded. None is handed out
+ * twice: what the host writes before a replay must survive the commands that
+ * come before its use.
+ */
+export class Reservation {
+  readonly buffers = new Set<PooledBuffer>();
+  /** Those that their owners gave back. */
+  readonly given = new Set<PooledBuffer>();
 }
 
 /**
@@ -21,6 +34,7 @@ export class BufferPool {
   private readonly idle = new Map<number, PooledBuffer[]>();
   private readonly all = new Set<PooledBuffer>();
   private nextId = 1;
+  private reservation: Reservation | undefined;
   /** Bytes of all buffers, in use or idle. */
   bytes = 0;
   /** Buffers made since the pool was opened: what a warm step must not do. */
@@ -32,8 +46,33 @@ export class BufferPool {
     private readonly onDestroy: (buffer: PooledBuffer) => void,
   ) {}
 
+  /** Buffers taken until `endReservation` are held. */
+  beginReservation(): Reservation {
+    this.reservation = new Reservation();
+    return this.reservation;
+  }
+
+  endReservation(): void {
+    this.reservation = undefined;
+  }
+
+  /** The commands will not run again. */
+  release(reservation: Reservation): void {
+    for (const buffer of reservation.buffers) buffer.holder = undefined;
+    for (const buffer of reservation.given) this.give(buffer);
+    reservation.buffers.clear();
+    reservation.given.clear();
+  }
+
   /** @throws OutOfMemoryError past the limit or the largest buffer. */
   take(bytes: number, inUse: number): PooledBuffer {
+    const buffer = this.find(bytes, inUse);
+    buffer.holder = this.reservation;
+    this.reservation?.buffers.add(buffer);
+    return buffer;
+  }
+
+  private find(bytes: number, inUse: number): PooledBuffer {
     const size = sizeClass(bytes);
     const found = this.idle.get(size)?.pop();
     if (found) return found;
@@ -54,6 +93,10 @@ export class BufferPool {
 
   give(buffer: PooledBuffer): void {
     if (!this.all.has(buffer)) return;
+    if (buffer.holder) {
+      buffer.holder.given.add(buffer);
+      return;
+    }
     const list = this.idle.get(buffer.bytes) ?? [];
     let place = list.length;
     while (place > 0 && (list[place - 1]?.id ?? 0) < buffer.id) place -= 1;
@@ -80,7 +123,8 @@ export class BufferPool {
         GPUBufferUsage.COPY_SRC |
         GPUBufferUsage.COPY_DST,
     });
-    const buffer = { gpu, id: this.nextId++, bytes, batch: -1 };
+    const id = this.nextId++;
+    const buffer = { gpu, id, bytes, batch: -1, holder: undefined };
     this.all.add(buffer);
     this.bytes += bytes;
     this.created += 1;

@@ -4,6 +4,34 @@ import type { Pipelines } from './pipelines';
 /** Dispatches handed over at a time: the device starts while more are made. */
 const BATCH = 128;
 
+interface Dispatch {
+  readonly kind: 'dispatch';
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly x: number;
+  readonly y: number;
+  readonly z: number;
+}
+
+/** Offsets and length in bytes, multiples of 4. */
+interface Copy {
+  readonly kind: 'copy';
+  readonly source: GPUBuffer;
+  readonly sourceOffset: number;
+  readonly target: GPUBuffer;
+  readonly targetOffset: number;
+  readonly bytes: number;
+}
+
+interface Clear {
+  readonly kind: 'clear';
+  readonly target: GPUBuffer;
+  readonly bytes: number;
+}
+
+/** What an encoder is told, with nothing left to look up. */
+export type Command = Dispatch | Copy | Clear;
+
 /** Collects commands and hands them to the device in batches. */
 export class Commands {
   private encoder: GPUCommandEncoder | undefined;
@@ -11,6 +39,8 @@ export class Commands {
   private dispatches = 0;
   /** Number of the batch that is being collected. */
   batch = 0;
+  /** Takes a copy of every command while it is set. */
+  record: Command[] | undefined;
   /** Called when a batch was handed over. */
   onSubmit: () => void = () => {};
 
@@ -23,35 +53,20 @@ export class Commands {
     const [x, y = 1, z = 1] = launch.grid;
     if (x * y * z === 0) return;
     const { pipeline, bindGroup } = this.pipelines.prepare(launch);
-    this.pass ??= this.open().beginComputePass();
-    this.pass.setPipeline(pipeline);
-    this.pass.setBindGroup(0, bindGroup);
-    this.pass.dispatchWorkgroups(x, y, z);
-    this.dispatches += 1;
-    if (this.dispatches >= BATCH) this.flush();
+    this.add({ kind: 'dispatch', pipeline, bindGroup, x, y, z });
   }
 
-  /** Offsets and length in bytes, multiples of 4. */
-  copy(
-    source: GPUBuffer,
-    sourceOffset: number,
-    target: GPUBuffer,
-    targetOffset: number,
-    bytes: number,
-  ): void {
-    this.endPass();
-    this.open().copyBufferToBuffer(
-      source,
-      sourceOffset,
-      target,
-      targetOffset,
-      bytes,
-    );
+  copy(copy: Omit<Copy, 'kind'>): void {
+    this.add({ kind: 'copy', ...copy });
   }
 
   clear(target: GPUBuffer, bytes: number): void {
-    this.endPass();
-    this.open().clearBuffer(target, 0, bytes);
+    this.add({ kind: 'clear', target, bytes });
+  }
+
+  /** Enqueues recorded commands again. */
+  replay(commands: readonly Command[]): void {
+    for (const command of commands) this.encode(command);
   }
 
   flush(): void {
@@ -62,6 +77,36 @@ export class Commands {
     this.dispatches = 0;
     this.batch += 1;
     this.onSubmit();
+  }
+
+  private add(command: Command): void {
+    this.record?.push(command);
+    this.encode(command);
+  }
+
+  private encode(command: Command): void {
+    if (command.kind === 'dispatch') {
+      this.pass ??= this.open().beginComputePass();
+      this.pass.setPipeline(command.pipeline);
+      this.pass.setBindGroup(0, command.bindGroup);
+      this.pass.dispatchWorkgroups(command.x, command.y, command.z);
+      this.dispatches += 1;
+      if (this.dispatches >= BATCH) this.flush();
+      return;
+    }
+    this.endPass();
+    if (command.kind === 'clear') {
+      this.open().clearBuffer(command.target, 0, command.bytes);
+      return;
+    }
+    const { source, sourceOffset, target, targetOffset, bytes } = command;
+    this.open().copyBufferToBuffer(
+      source,
+      sourceOffset,
+      target,
+      targetOffset,
+      bytes,
+    );
   }
 
   private open(): GPUCommandEncoder {

@@ -27,6 +27,11 @@ export class Memory {
     return Math.max(4, Math.ceil(this.bytes / 4) * 4);
   }
 
+  /** Whether this is still the buffer behind it. */
+  lies(buffer: PooledBuffer): boolean {
+    return this.current === buffer;
+  }
+
   /** @throws TensorStateError after `release`. */
   get buffer(): PooledBuffer {
     if (this.current === undefined) {

@@ -14,6 +14,7 @@ import {
   type MemoryStatistics,
   type OperatorName,
   OutOfMemoryError,
+  type Recording,
   type Storage,
   Tensor,
   type TensorSpec,
@@ -31,6 +32,7 @@ import { flat, input, type Launch, output, u32 } from './launch';
 import type { MatrixUnit } from './matrix-unit';
 import { Memory, memoryOf } from './memory';
 import { Pipelines } from './pipelines';
+import { Recorded } from './recorded';
 
 export interface WebGpuBackendOptions {
   readonly limitBytes: number;
@@ -41,6 +43,8 @@ export interface WebGpuBackendOptions {
 /** Operators as WGSL kernels on one device. */
 export class WebGpuBackend implements Backend, KernelContext {
   readonly name = 'webgpu';
+  /** Enough rows to fill the device. */
+  readonly chunk = 2048;
   readonly kernels: KernelTable;
 
   /** The device's own answers, asked for once: each costs a call into it. */
@@ -54,6 +58,7 @@ export class WebGpuBackend implements Backend, KernelContext {
   private bytesInUse = 0;
   private peakBytes = 0;
   private allocations = 0;
+  private recorded: Recorded | undefined;
   private failure: Error | undefined;
   private destroyed = false;
 
@@ -160,7 +165,13 @@ export class WebGpuBackend implements Backend, KernelContext {
     const { boundBytes, dtype, elements } = memory;
     const target = this.takeStaging(boundBytes);
     this.touch(memory);
-    this.commands.copy(memory.buffer.gpu, 0, target, 0, boundBytes);
+    this.commands.copy({
+      source: memory.buffer.gpu,
+      sourceOffset: 0,
+      target,
+      targetOffset: 0,
+      bytes: boundBytes,
+    });
     this.commands.flush();
     try {
       await target.mapAsync(GPUMapMode.READ, 0, boundBytes);
@@ -203,9 +214,14 @@ export class WebGpuBackend implements Backend, KernelContext {
     }
     this.touch(from);
     this.touch(to);
-    const [a = 0, b = 0, bytes = 0] = edges;
-    const whole = Math.ceil(bytes / 4) * 4;
-    this.commands.copy(from.buffer.gpu, a, to.buffer.gpu, b, whole);
+    const [from0 = 0, to0 = 0, bytes = 0] = edges;
+    this.commands.copy({
+      source: from.buffer.gpu,
+      sourceOffset: from0,
+      target: to.buffer.gpu,
+      targetOffset: to0,
+      bytes: Math.ceil(bytes / 4) * 4,
+    });
   }
 
   /** Harmless after `destroy`, so that owners can clean up in any order. */
@@ -214,6 +230,28 @@ export class WebGpuBackend implements Backend, KernelContext {
     if (!this.live.delete(memory)) return;
     this.bytesInUse -= memory.bytes;
     this.pool.give(memory.release());
+  }
+
+  record(body: () => void): Recording {
+    this.check();
+    if (this.recorded) {
+      throw new ArgumentError('webgpu: it records already, end that first');
+    }
+    this.commands.flush();
+    const recorded = new Recorded(this.pool, this.commands, () => this.check());
+    this.recorded = recorded;
+    try {
+      body();
+    } catch (error) {
+      recorded.end(() => false);
+      recorded.free();
+      throw error;
+    } finally {
+      this.recorded = undefined;
+    }
+    recorded.end((memory) => this.live.has(memory));
+    this.commands.flush();
+    return recorded;
   }
 
   flush(): void {
@@ -269,6 +307,7 @@ export class WebGpuBackend implements Backend, KernelContext {
   }
 
   private touch(memory: Memory): void {
+    this.recorded?.use(memory);
     memory.buffer.batch = this.commands.batch;
   }
 

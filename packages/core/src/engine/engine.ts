@@ -18,6 +18,7 @@ import { loadTokenizer } from './load-tokenizer';
 import { Retention, retentionLimits } from './retention';
 import { Session, type SessionHost } from './session';
 import { SlotPool } from './slot-pool';
+import { Steps } from './steps';
 import { locked, Timeline } from './timeline';
 
 export interface OpenOptions {
@@ -179,7 +180,8 @@ export class Engine {
     const { capacity = this.config.context, ring = true } = options;
     const { backend, config, dtype } = this.model;
     const cache = new Cache(backend, config, { slots, capacity, ring, dtype });
-    const pool = new SlotPool(cache, () => this.pools.delete(pool));
+    const steps = new Steps(this.model, cache);
+    const pool = new SlotPool(cache, steps, () => this.pools.delete(pool));
     this.pools.set(pool, { capacity, ring });
     return pool;
   }

@@ -8,6 +8,7 @@ import { gatherRows } from '../ops/gather-rows';
 import { Scope } from '../scope';
 import type { Tensor } from '../tensor';
 import { nextTurn } from './event-loop';
+import type { Steps } from './steps';
 import type { Timeline } from './timeline';
 
 /** Logits of consecutive new tokens of one session. */
@@ -22,7 +23,7 @@ export interface LogitsPiece {
 }
 
 export interface ExtendOptions {
-  /** Tokens of a session that run at a time; 256 when left out. */
+  /** Tokens of a session that run at a time; what suits the backend if left out. */
   readonly chunk?: number;
   /** Stops between chunks. The sessions are then as they were. */
   readonly signal?: AbortSignal;
@@ -51,8 +52,10 @@ const pieceSize = 2 ** 20;
 export async function extendTimelines(
   model: Model,
   extensions: readonly Extension[],
-  { chunk = 256, signal, onProgress, onLogits }: ExtendOptions = {},
+  options: ExtendOptions = {},
 ): Promise<(Float32Array | undefined)[]> {
+  const { signal, onProgress, onLogits } = options;
+  const { chunk = model.backend.chunk ?? 256 } = options;
   check(model, extensions, chunk);
   const runs = extensions.map((extension, session) => {
     extension.timeline.stage(extension.tokens);
@@ -172,7 +175,9 @@ async function forward(
 ): Promise<number> {
   const [first] = runs;
   if (!first) return 0;
-  const { cache } = first.timeline.pool;
+  const { cache, steps } = first.timeline.pool;
+  const isStep = runs.every(({ timeline }) => timeline.pending === 1);
+  if (isStep && steps.isPossible) return forwardStep(model, steps, runs);
   const slots = runs.map(({ timeline }) => timeline.slot);
   const parts = runs.map(({ timeline }) => timeline.next(chunk));
   const batch = model.batch(parts);
@@ -196,6 +201,36 @@ async function forward(
     scope.free();
     batch.free();
   }
+}
+
+/** One token of each run, on a backend that records; returns their number. */
+async function forwardStep(
+  { backend, config }: Model,
+  steps: Steps,
+  runs: readonly Run[],
+): Promise<number> {
+  const parts = runs.map(({ timeline }) => timeline.next(1));
+  const place = {
+    slots: runs.map(({ timeline }) => timeline.slot),
+    pasts: parts.map(({ past }) => past),
+  };
+  for (const { timeline } of runs) timeline.begin(1);
+  const step = steps.run(
+    place,
+    parts.map(({ tokens }) => tokens[0] ?? 0),
+  );
+  const { logits } = step;
+  const values = asFloat32(await backend.read(logits.storage), logits.dtype);
+  const width = config.vocabularySize;
+  for (const [i, run] of runs.entries()) {
+    run.take(
+      values.subarray(i * width, (i + 1) * width),
+      1,
+      place.pasts[i] ?? 0,
+    );
+    run.timeline.complete(1);
+  }
+  return runs.length;
 }
 
 /** A row of the batch whose logits a run wants. */

@@ -99,8 +99,9 @@ export async function* generateAll(
     const all = requests.map(
       (request, index) => new Generation(model, tokenizer, request, index),
     );
+    const usual = model.backend.chunk ?? 256;
     const chunk = Math.min(
-      ...requests.map(({ options }) => options.chunk ?? 256),
+      ...requests.map(({ options }) => options.chunk ?? usual),
     );
     let active = all;
     let options: ExtendOptions = { chunk };

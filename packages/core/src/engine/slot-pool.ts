@@ -1,4 +1,5 @@
 import type { Cache } from '../model/cache';
+import type { Steps } from './steps';
 
 /** The slots of one cache. The cache is freed with the last of them. */
 export class SlotPool {
@@ -6,6 +7,7 @@ export class SlotPool {
 
   constructor(
     readonly cache: Cache,
+    readonly steps: Steps,
     private readonly onFree: (pool: SlotPool) => void,
   ) {
     this.vacant = Array.from({ length: cache.slots }, (_, slot) => slot);
@@ -26,6 +28,7 @@ export class SlotPool {
   }
 
   free(): void {
+    this.steps.free();
     this.cache.free();
     this.onFree(this);
   }

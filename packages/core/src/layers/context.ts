@@ -10,10 +10,12 @@ export type Rows = Readonly<Record<string, Tensor>>;
 /** Rows that a call's queries may see, and where each sequence's lie. */
 export interface Visible<R extends Rows> {
   readonly rows: R;
+  /** Names how the rows lie: layers of one key share index tensors. */
+  readonly key: string;
   /** Row of each sequence's first visible position. */
   readonly starts: readonly number[];
-  /** Visible positions of each sequence, its queries included. */
-  readonly counts: readonly number[];
+  /** Visible positions of each sequence, its queries included, at present. */
+  readonly counts: () => readonly number[];
   /** Nothing lies between: worth working on every row, e.g. expanding it. */
   readonly compact: boolean;
   /** The row of a visible position of a sequence. */

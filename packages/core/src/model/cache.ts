@@ -231,8 +231,10 @@ class CachedPast implements LayerPast {
     if (batch.isFresh) return freshRows(batch, rows);
     return {
       rows: cached.tensors as R,
+      key: `all ${cached.rows}`,
       starts: this.slots.map((slot) => slot * cached.rows),
-      counts: batch.counts.map((count, s) => (batch.pasts[s] ?? 0) + count),
+      counts: () =>
+        batch.counts.map((count, s) => (batch.pasts[s] ?? 0) + count),
       compact: false,
       rowOf,
     };
@@ -258,8 +260,9 @@ class CachedPast implements LayerPast {
     if (chunk) return chunk;
     return {
       rows: cached.tensors as R,
+      key: `ring ${cached.rows}`,
       starts: this.slots.map((slot) => slot * cached.rows),
-      counts: batch.pasts.map((past) => Math.min(past + 1, cached.rows)),
+      counts: () => batch.pasts.map((past) => Math.min(past + 1, cached.rows)),
       compact: false,
       rowOf,
     };
@@ -303,8 +306,9 @@ class CachedPast implements LayerPast {
     });
     return {
       rows: beside,
+      key: `beside ${cached.rows}`,
       starts,
-      counts,
+      counts: () => counts,
       compact: true,
       rowOf: (s, position) =>
         (starts[s] ?? 0) + position - ((batch.pasts[s] ?? 0) - (kept[s] ?? 0)),
@@ -321,26 +325,35 @@ class CachedPast implements LayerPast {
     const cached = this.cache.blocks.get(part);
     if (!cached) throw new ArgumentError(`internal: no cached ${part}`);
     const { stride, length, sharing } = blocking;
-    const before = batch.pasts.map((past) => blockCount(past, blocking));
-    const after = batch.pasts.map((past, s) =>
-      blockCount(past + (batch.counts[s] ?? 0), blocking),
-    );
-    const made = after.map((count, s) => count - (before[s] ?? 0));
+    // Of each sequence the first block that becomes whole, and their number.
+    const before = () => batch.pasts.map((past) => blockCount(past, blocking));
+    const key = `${part} ${length}/${stride}/${sharing}`;
+    const made = batch.choice(`made ${key}`, () => {
+      const first = before();
+      return batch.pasts.map(
+        (past, s) =>
+          blockCount(past + (batch.counts[s] ?? 0), blocking) - (first[s] ?? 0),
+      );
+    });
     const starts = this.slots.map((slot) => slot * cached.rows);
     if (made.some((count) => count > 0)) {
-      const key = `${part} ${length}/${stride}/${sharing}`;
       const tokens = made.map((n) => (n > 0 ? (n - 1) * stride + length : 0));
-      const each = tokens.flatMap((count, s) =>
-        range(count).map((i) => [s, (before[s] ?? 0) * stride + i] as const),
-      );
+      const each = () => {
+        const first = before();
+        return tokens.flatMap((count, s) =>
+          range(count).map((i) => [s, (first[s] ?? 0) * stride + i] as const),
+        );
+      };
       // Layers of one blocking may keep their rows in different ways.
-      const from = batch.indices(
-        `uncompressed ${key} ${visible.starts};${visible.counts}`,
-        () => each.map(([s, position]) => visible.rowOf(s, position)),
+      const from = batch.indices(`uncompressed ${key} ${visible.key}`, () =>
+        each().map(([s, position]) => visible.rowOf(s, position)),
       );
-      const news = made.flatMap((count, s) =>
-        range(count).map((i) => [s, (before[s] ?? 0) + i] as const),
-      );
+      const news = () => {
+        const first = before();
+        return made.flatMap((count, s) =>
+          range(count).map((i) => [s, (first[s] ?? 0) + i] as const),
+        );
+      };
       const rows = compressor(
         mapRows(
           visible.rows,
@@ -353,14 +366,14 @@ class CachedPast implements LayerPast {
           ),
         ),
         batch.indices(`uncompressed positions ${key}`, () =>
-          each.map(([, position]) => position),
+          each().map(([, position]) => position),
         ),
         batch.indices(`block positions ${key}`, () =>
-          news.map(([, b]) => b * stride),
+          news().map(([, b]) => b * stride),
         ),
       );
       const to = batch.indices(`blocks to ${key} ${cached.rows}`, () =>
-        news.map(([s, b]) => (starts[s] ?? 0) + b),
+        news().map(([s, b]) => (starts[s] ?? 0) + b),
       );
       for (const [name, target] of Object.entries(cached.tensors)) {
         const x = rows[name];

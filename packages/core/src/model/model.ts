@@ -72,9 +72,8 @@ export class Model {
   /** Hidden states behind the last norm, `[N, hidden]`, for every token. */
   forward(scope: Scope, batch: Batch, options: ForwardOptions = {}): Tensor {
     const weights = weightsFrom(this.parameters);
-    const ids = batch.indices('tokens', () => batch.tokens);
     const table = weights('model.embed_tokens.weight');
-    let x = scope.run(gatherRows, { x: table, rows: ids }, {}).y;
+    let x = scope.run(gatherRows, { x: table, rows: batch.ids }, {}).y;
     const fresh = new NoPast(batch);
     this.attention.forEach((attention, layer) => {
       const part = partOf(weights, `model.layers.${layer}`);

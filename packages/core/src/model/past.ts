@@ -60,8 +60,9 @@ export class NoPast implements LayerPast {
 export function freshRows<R extends Rows>(batch: Batch, rows: R): Visible<R> {
   return {
     rows,
+    key: 'fresh',
     starts: batch.starts,
-    counts: batch.counts,
+    counts: () => batch.counts,
     compact: true,
     rowOf: (sequence, position) => (batch.starts[sequence] ?? 0) + position,
   };
@@ -74,10 +75,11 @@ export function layOut(
   blocks: Blocks<Rows> | undefined,
   sharing: number,
 ): Sequences {
-  const { starts, counts } = visible;
+  const { starts } = visible;
   const blockStarts = blocks?.starts ?? [];
-  const key = [starts, counts, blockStarts, sharing].join(';');
+  const key = [visible.key, blockStarts, sharing].join(';');
   return batch.layout(key, () => {
+    const counts = visible.counts();
     const leaders = runningSum(
       batch.counts.map((count, s) =>
         leaderCount((counts[s] ?? 0) - count, count, sharing),

@@ -106,7 +106,7 @@ function rank(
       leaderCount(keyCount - queryCount, queryCount, sharing),
     ),
   );
-  const most = Math.max(1, blockCount(sequences.maxKeys, attributes));
+  const most = Math.max(1, blockCount(sequences.keyRoom, attributes));
   // Powers of two: a growing context compiles few kernels.
   const room = Math.max(KEYS, 2 ** Math.ceil(Math.log2(most)));
   const isLocal = room <= MOST_IN_WORKGROUP;

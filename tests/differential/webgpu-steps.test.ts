@@ -1,0 +1,138 @@
+import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
+import {
+  type Backend,
+  Engine,
+  type ModelConfig,
+  type Session,
+} from '@asa/core';
+import { withKernels } from '@asa/core/verify';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import {
+  softwareGpu,
+  whyNoSoftwareGpu,
+} from '../unit/backend-gpu/software-gpu';
+import {
+  gla,
+  gqa,
+  linear,
+  mla,
+  nsa,
+  randomTokens,
+  tinyConfig,
+  tinyModel,
+} from '../unit/engine/tiny-models';
+
+const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
+const rest = { context: 600 };
+/** Each with the length of its longest prompt: 250 leads over a power of two. */
+const configs: readonly (readonly [string, ModelConfig, number])[] = [
+  ['asa', tinyConfig('GL', { G: gla(shape), L: mla(9) }, rest), 30],
+  ['nsa', tinyConfig('N', { N: nsa(shape, 7, 'independent') }, rest), 30],
+  ['windowed', tinyConfig('FW', { F: gqa(), W: gqa(5) }, rest), 250],
+  ['linear', tinyConfig('GR', { G: gla(shape), R: linear }, rest), 250],
+];
+
+const reason = whyNoSoftwareGpu();
+
+describe.skipIf(reason)(`steps that are replayed ${reason ?? ''}`, () => {
+  let gpu: WebGpuBackend;
+  /** The same device, but every step is enqueued by the layers. */
+  let plain: Backend;
+  beforeAll(async () => {
+    gpu = await openWebGpu({ gpu: softwareGpu(), poison: true });
+    plain = withKernels(gpu, {});
+  }, 60_000);
+  afterAll(() => gpu.destroy());
+
+  const timeout = 300_000;
+
+  test.each(configs)(
+    '%s: have the bits of steps that the layers enqueue',
+    { timeout },
+    async (_, config, longest) => {
+      const replayed = await story(gpu, config, longest);
+      const enqueued = await story(plain, config, longest);
+      expect(replayed.length).toBe(enqueued.length);
+      for (const [i, logits] of replayed.entries()) {
+        expect(logits, `logits ${i}`).toEqual(enqueued[i]);
+      }
+    },
+  );
+
+  test('warm steps allocate nothing and make no buffer', {
+    timeout,
+  }, async () => {
+    const [, config] = configs[0]!;
+    const { model, engine } = await open(gpu, config);
+    const session = engine.session();
+    const step = async (count: number) => {
+      for (const token of randomTokens(count, 3)) {
+        await session.extend([token]);
+      }
+    };
+    await session.extend(randomTokens(20, 1));
+    await step(20);
+    const before = { ...gpu.memory(), buffers: gpu.buffersCreated };
+    await step(100);
+    expect({ ...gpu.memory(), buffers: gpu.buffersCreated }).toEqual(before);
+    engine.free();
+    model.free();
+  });
+
+  test('a recording ends with the memory that it uses', async () => {
+    const inUse = gpu.memory().bytesInUse;
+    const [, config] = configs[0]!;
+    const { model, engine } = await open(gpu, config);
+    for (let i = 0; i < 5; i++) {
+      const session = engine.session();
+      await session.extend(randomTokens(4, i));
+      await session.extend([1]);
+      session.free();
+    }
+    engine.free();
+    model.free();
+    expect(gpu.memory().bytesInUse).toBe(inUse);
+  });
+});
+
+async function open(backend: Backend, config: ModelConfig) {
+  const model = await tinyModel(backend, config);
+  return { model, engine: Engine.from(model) };
+}
+
+/** All logits of sessions that live through what sessions can. */
+async function story(
+  backend: Backend,
+  config: ModelConfig,
+  longest: number,
+): Promise<Float32Array[]> {
+  const { model, engine } = await open(backend, config);
+  const seen: Float32Array[] = [];
+  let seed = 0;
+  const extend = async (sessions: readonly Session[], count: number) => {
+    const tokens = sessions.map(() => randomTokens(count, ++seed));
+    seen.push(...(await engine.extend(sessions, tokens)));
+  };
+  const step = async (sessions: readonly Session[], count: number) => {
+    for (let i = 0; i < count; i++) await extend(sessions, 1);
+  };
+  const [a, b, c] = engine.sessions(3) as [Session, Session, Session];
+  // From nothing, over block boundaries, until the rings are full.
+  await step([a], 12);
+  await extend([b], 7);
+  await step([a, b], 6);
+  // Different lengths and another order of slots.
+  await extend([c], longest);
+  await step([c, a, b], 9);
+  b.rollback(b.length - 1);
+  a.rollback(9);
+  await step([a, b], 3);
+  const fork = c.fork();
+  await step([fork], 3);
+  await step([c], 3);
+  c.reset();
+  await step([c], 3);
+  engine.free();
+  model.free();
+  return seen;
+}
