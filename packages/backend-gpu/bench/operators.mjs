@@ -24,11 +24,19 @@ const { values: flags, positionals } = parseArgs({
     profile: { type: 'string', default: '64x4x128x64' },
     sizes: { type: 'string', default: '1024,2048,4096' },
     sharing: { type: 'string', default: '1,4' },
+    count: { type: 'string', default: '64' },
+    window: { type: 'string', default: '512' },
+    batch: { type: 'string', default: '1' },
+    parts: {
+      type: 'string',
+      default: 'full,window,expanded,global,gates,backward',
+    },
+    longest: { type: 'string', default: '32768' },
     dawn: { type: 'string' },
   },
 });
 const wanted = positionals.length > 0 ? positionals : ['matmul', 'attention'];
-const list = (text) => text.split(',').map(Number);
+const list = (text, comma = ',') => text.split(comma).map(Number);
 const backend = await openWebGpu({ gpu: await specialGpu() });
 const results = [];
 const random = Random.fromSeed(1);
@@ -134,15 +142,20 @@ async function decode(dtype) {
 }
 
 async function attention(dtype) {
-  const [heads, groups, width, rotary] = flags.profile.split('x').map(Number);
+  const [heads, groups, width, rotary] = list(flags.profile, 'x');
   const block = 16;
-  const count = 64;
+  const count = Number(flags.count);
+  const window = Number(flags.window);
+  const batch = Number(flags.batch);
+  const parts = flags.parts.split(',');
+  const has = (part) => parts.includes(part);
   for (const tokens of list(flags.context)) {
     const scope = new Scope(backend);
-    const q = filled(scope, [tokens, heads, width], dtype);
-    const k = filled(scope, [tokens, groups, width], dtype);
-    const qRope = filled(scope, [tokens, heads, rotary], dtype);
-    const kRope = filled(scope, [tokens, 1, rotary], dtype);
+    const rows = tokens * batch;
+    const q = filled(scope, [rows, heads, width], dtype);
+    const k = filled(scope, [rows, groups, width], dtype);
+    const qRope = filled(scope, [rows, heads, rotary], dtype);
+    const kRope = filled(scope, [rows, 1, rotary], dtype);
     const scale = 1 / Math.sqrt(width + rotary);
     const measure = async (name, extra, operator, inputs, attributes) => {
       const ms = await time(repeat(operator, inputs, attributes));
@@ -150,6 +163,7 @@ async function attention(dtype) {
         operator: name,
         dtype,
         tokens,
+        batch,
         profile: flags.profile,
         ...extra,
         ms,
@@ -158,27 +172,42 @@ async function attention(dtype) {
     const both = async (name, extra, operands, attributes) => {
       await measure(name, extra, operators[name], operands, attributes);
       const { o, lse } = scope.run(operators[name], operands, attributes);
-      const results = { o, lse, dO: o };
-      const backward = `${name}Backward`;
-      const all = { ...operands, ...results };
-      await measure(backward, extra, operators[backward], all, attributes);
-      return { o, lse };
+      if (has('backward')) {
+        const backward = `${name}Backward`;
+        const all = { ...operands, o, lse, dO: o };
+        await measure(backward, extra, operators[backward], all, attributes);
+      }
+      o.free();
+      return lse;
     };
     const dense = { q, k, v: k, qRope, kRope };
-    const plain = Sequences.uniform(1, tokens);
-    if (tokens <= 32_768) {
+    const plain = Sequences.uniform(batch, tokens);
+    if (has('full') && tokens <= Number(flags.longest)) {
       await both('attention', {}, dense, { sequences: plain, scale });
     }
-    const windowed = { sequences: plain, scale, window: 512 };
-    await both('attention', { window: 512 }, dense, windowed);
-    for (const sharing of list(flags.sharing)) {
+    if (has('window')) {
+      const attributes = { sequences: plain, scale, window };
+      await both('attention', { window }, dense, attributes);
+    }
+    if (has('expanded')) {
+      // Keys and values of their own for each head, as layers train.
+      const key = filled(scope, [rows, heads, width], dtype);
+      const value = filled(scope, [rows, heads, width], dtype);
+      const operands = { q, k: key, v: value, qRope, kRope };
+      const attributes = { sequences: plain, scale, window };
+      const extra = { window, expanded: true };
+      await both('attention', extra, operands, attributes);
+      key.free();
+      value.free();
+    }
+    for (const sharing of has('global') ? list(flags.sharing) : []) {
       const blocking = { length: block, stride: block, sharing };
-      const sequences = Sequences.uniform(1, tokens, tokens, blocking);
+      const sequences = Sequences.uniform(batch, tokens, tokens, blocking);
       const pool = { sequences, length: block, stride: block };
       const cut = (x) => scope.run(operators.compress, { x }, pool).y;
       const c = cut(k);
       const pooled = { q, k: c, v: c, qRope, kRope: cut(kRope) };
-      const { lse } = await both('compressedAttention', {}, pooled, {
+      const lse = await both('compressedAttention', {}, pooled, {
         ...pool,
         scale,
       });
@@ -202,18 +231,19 @@ async function attention(dtype) {
         ranking,
       );
       const { indices } = scope.run(operators.selectBlocks, choose, ranking);
-      await both(
+      const selected = await both(
         'selectedAttention',
-        { sharing },
+        { sharing, count },
         { ...dense, indices },
-        {
-          sequences,
-          scale,
-          blockSize: block,
-          sharing,
-        },
+        { sequences, scale, blockSize: block, sharing },
       );
+      for (const x of [c, pooled.kRope, lse, indices, selected]) x.free();
       sequences.free();
+    }
+    if (has('gates')) {
+      const gates = filled(scope, [rows, heads, 2], dtype);
+      const branches = { gates, compressed: q, selected: q };
+      await measure('gatedSum', {}, operators.gatedSum, branches, {});
     }
     plain.free();
     scope.free();

@@ -1,11 +1,15 @@
-import { blockCount, type CompressedAttentionAttributes } from '@asa/core';
 import {
-  attend,
-  attendBackward,
+  type AttentionOperands,
+  blockCount,
+  type CompressedAttentionAttributes,
+} from '@asa/core';
+import { attend, attendBackward, shapeOf } from './attention-tile';
+import {
   covers,
-  shapeOf,
+  type KeyView,
+  keysOfQueries,
   type View,
-} from './attention-tile';
+} from './attention-view';
 import { extent, type KernelContext, type Kernels } from './context';
 
 export const compressedAttentionKernels = (
@@ -14,23 +18,25 @@ export const compressedAttentionKernels = (
   compressedAttention: (inputs, outputs, attributes) =>
     attend(context, inputs, outputs, viewOf(inputs, attributes)),
   compressedAttentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+    attendBackward(
+      context,
+      inputs,
+      outputs,
+      viewOf(inputs, attributes),
+      keyViewOf(inputs, attributes),
+    ),
 });
 
-const KEYS = 32;
+const KEYS = 64;
 
 /** The query at position t sees block b iff b d + l - 1 <= t. */
 function viewOf(
-  operands: Parameters<typeof shapeOf>[0],
-  attributes: CompressedAttentionAttributes,
+  operands: AttentionOperands,
+  { sequences, scale, length, stride }: CompressedAttentionAttributes,
 ): View {
-  const { sequences, scale, length, stride } = attributes;
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = heads / keyHeads;
   const rows = sequences.maxQueries * unitHeads;
-  const blocks = sequences.list.map(({ keyCount }) =>
-    blockCount(keyCount, attributes),
-  );
   return {
     name: 'compressedAttention',
     sequences,
@@ -41,34 +47,53 @@ function viewOf(
     unitHeads,
     declarations: blocksOf,
     keyStart: 's.blockStart',
-    coversKeys: covers(blocks, extent(operands.k, 0)),
     sees: { first: '0', last: 'i32(blocksOf(t + 1u)) - 1' },
     forward: {
       rows,
       tiles: (tile) => Math.ceil(rows / tile),
-      row: `let rho = group.x * M + tid;
+      row: `let rho = tile * M + tid;
   let query = rho / HT;
   let member = rho % HT;
   let isRow = query < s.queryCount;`,
-      range: `if (group.x * M / HT >= s.queryCount) { return; }
-let lastQuery = min((group.x * M + M - 1u) / HT, s.queryCount - 1u);
+      // The last queries see most: their tiles start first.
+      range: `let tile = groups.x - 1u - group.x;
+if (tile * M / HT >= s.queryCount) { return; }
+let lastQuery = min((tile * M + M - 1u) / HT, s.queryCount - 1u);
 let first = 0u;
 let end = blocksOf(s.keyCount - s.queryCount + lastQuery + 1u);`,
       keyAt: 'i32(slot)',
     },
-    backward: {
+  };
+}
+
+function keyViewOf(
+  operands: AttentionOperands,
+  attributes: CompressedAttentionAttributes,
+): KeyView {
+  const { sequences } = attributes;
+  const { heads, keyHeads } = shapeOf(operands);
+  const most = blockCount(sequences.maxKeys, attributes);
+  const blocks = sequences.list.map(({ keyCount }) =>
+    blockCount(keyCount, attributes),
+  );
+  return {
+    ...keysOfQueries({
       keys: KEYS,
-      tiles: Math.ceil(blockCount(sequences.maxKeys, attributes) / KEYS),
-      range: `let firstKey = group.x * N;
-let endKey = min(firstKey + N, blocksOf(s.keyCount));`,
-      loop: (walk) => `let head0 = keyHead * HT;
+      most,
+      units: keyHeads,
+      sequences: sequences.count,
+      rows: (sequences.maxQueries * heads) / keyHeads,
+      text: `let firstKey = tile * N;
+let endKey = min(firstKey + N, blocksOf(s.keyCount));
 let firstQuery = min(firstKey * STRIDE + LENGTH - 1u, s.queryCount);
-let total = (s.queryCount - firstQuery) * HT;
-${walk}`,
-      row: `let query = firstQuery + rho / HT;
-  let member = rho % HT;
-  let isRow = rho < total;`,
-    },
+let endQuery = s.queryCount;`,
+    }),
+    bindings: {},
+    uniforms: {},
+    declarations: blocksOf,
+    coversKeys: covers(blocks, extent(operands.k, 0)),
+    most,
+    extent: 'blocksOf(s.keyCount)',
   };
 }
 

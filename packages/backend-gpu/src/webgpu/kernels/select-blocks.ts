@@ -6,7 +6,24 @@ import {
   type Tensor,
 } from '@asa/core';
 import { f32, input, type Launch, output, u32 } from '../launch';
-import { greatestCommonDivisor, shapeOf } from './attention-tile';
+import {
+  type AttentionShape,
+  COLUMNS,
+  product,
+  rowOf,
+  sources,
+  type Tile,
+  tables,
+  threadPlace,
+  threadsOf,
+  times,
+  vectors,
+  weightAt,
+  weightsOf,
+  workspace,
+} from './attention-products';
+import { shapeOf } from './attention-tile';
+import { greatestCommonDivisor } from './attention-view';
 import { blocksOf } from './compressed-attention';
 import {
   extent,
@@ -62,15 +79,12 @@ ${choose}`,
 });
 
 const THREADS = 256;
-/** Compressed keys of a tile. */
-const KEYS = 64;
-/** Heads of a tile. */
-const HEADS = 16;
-const DEPTH = 16;
-/** Probabilities that workgroup memory holds; more lie in scratch memory. */
+/** Ranks that workgroup memory holds; those of longer lists are made anew. */
 const MOST_IN_WORKGROUP = 4096;
-/** Bytes of that scratch memory at a time. */
-const SCRATCH_BYTES = 2 ** 26;
+/** Bytes of probabilities at a time. */
+const SCRATCH_BYTES = 2 ** 28;
+/** Blocks that one workgroup of the probabilities has at most. */
+const SPAN = 16 * COLUMNS;
 
 interface Consumer {
   readonly name: string;
@@ -86,10 +100,9 @@ interface Consumer {
 }
 
 /**
- * One workgroup a leader and group: the probabilities of compressed attention,
- * summed over the group's heads, from the scores and the known LSE; then what
- * the consumer makes of them. They never leave the workgroup, up to 4096
- * blocks.
+ * The probabilities of compressed attention, summed over each group's heads,
+ * from the scores and the known LSE; then what the consumer makes of them, one
+ * workgroup a leader and group. They are made for some leaders at a time.
  */
 function rank(
   context: KernelContext,
@@ -97,9 +110,8 @@ function rank(
   attributes: RankingAttributes,
   consumer: Consumer,
 ): void {
-  const { sequences, groups, sharing, scale } = attributes;
-  const { q, k, qRope, kRope, lse } = inputs;
-  const { heads, keyHeads, width, ropeWidth } = shapeOf({ ...inputs, v: k });
+  const { sequences, groups, sharing } = attributes;
+  const table = input(sequences.on(inputs.q.backend));
   const leaders = Math.max(
     0,
     ...sequences.list.map(({ keyCount, queryCount }) =>
@@ -108,26 +120,22 @@ function rank(
   );
   const most = Math.max(1, blockCount(sequences.keyRoom, attributes));
   // Powers of two: a growing context compiles few kernels.
-  const room = Math.max(KEYS, 2 ** Math.ceil(Math.log2(most)));
-  const isLocal = room <= MOST_IN_WORKGROUP;
-  const perLeader = 4 * room * groups * sequences.count;
-  const step = isLocal
-    ? leaders
-    : Math.max(1, Math.floor(SCRATCH_BYTES / perLeader));
+  const room = Math.max(COLUMNS, 2 ** Math.ceil(Math.log2(most)));
+  const perLeader = room * groups * sequences.count;
+  const step = Math.max(1, Math.floor(SCRATCH_BYTES / (4 * perLeader)));
   for (let first = 0; first < leaders; first += step) {
     const count = Math.min(step, leaders - first);
-    const scratch = isLocal
-      ? undefined
-      : context.scratch((count * perLeader) / 4, 'f32');
+    const scratch = context.scratch(count * perLeader, 'f32');
+    probabilities(context, inputs, attributes, scratch, {
+      first,
+      count,
+      room,
+      most,
+    });
     context.run({
       kernel: consumer.name,
       constants: {
-        H: heads,
-        GK: keyHeads,
         G: groups,
-        HT: greatestCommonDivisor(heads / groups, heads / keyHeads),
-        D: width,
-        DR: ropeWidth,
         LENGTH: attributes.length,
         STRIDE: attributes.stride,
         BLOCK: attributes.blockSize,
@@ -136,53 +144,19 @@ function rank(
         ...consumer.constants,
       },
       bindings: {
-        q: input(q),
-        k: input(k),
-        qRope: qRope && input(qRope),
-        kRope: kRope && input(kRope),
-        lse: input(lse, 'u32'),
-        sequences: input(sequences.on(q.backend)),
-        scratch: scratch && output(scratch),
+        scratch: input(scratch),
+        sequences: table,
         ...consumer.bindings,
       },
-      uniforms: { scale: f32(scale), firstLeader: u32(first) },
+      uniforms: { firstLeader: u32(first) },
       grid: [count, groups, sequences.count],
-      source: () => source(consumer, ropeWidth > 0, isLocal),
-    });
-    scratch?.free();
-  }
-}
-
-function source(consumer: Consumer, isRotary: boolean, isLocal: boolean) {
-  const pitch = DEPTH + 1;
-  const perThread = KEYS / 16;
-  return {
-    threads: THREADS,
-    declarations: `${sequenceOf}
+      source: () => ({
+        threads: THREADS,
+        declarations: `${sequenceOf}
 ${blocksOf}
-var<workgroup> tileA: array<f32, ${HEADS * pitch}>;
-var<workgroup> tileB: array<f32, ${KEYS * pitch}>;
-var<workgroup> weights: array<f32, ${HEADS * (KEYS + 1)}>;
-${isLocal ? 'var<workgroup> probability: array<f32, ROOM>;' : ''}
-fn probabilityOf(at: u32, b: u32) -> f32 {
-  return ${isLocal ? 'probability[b]' : 'scratch[at + b]'};
-}
-// P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k]
-fn importanceOf(j: u32, blocks: u32, at: u32) -> f32 {
-  let m = i32(BLOCK / STRIDE);
-  let k = i32(LENGTH / STRIDE);
-  var sum = 0.0;
-  for (var offset = 1 - k; offset < m; offset++) {
-    let b = i32(j) * m + offset;
-    if (b < 0 || b >= i32(blocks)) { continue; }
-    // Pairs (m, k) with this difference.
-    let pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
-    sum += f32(pairs) * probabilityOf(at, u32(b));
-  }
-  return sum;
-}
+${importance}
 ${consumer.declarations}`,
-    body: `let s = sequenceOf(group.z);
+        body: `let s = sequenceOf(group.z);
 let groupIndex = group.y;
 let leader = u.firstLeader + group.x;
 let past = s.keyCount - s.queryCount;
@@ -193,71 +167,182 @@ let isHere = t >= past;
 let own = t / BLOCK + 1u;
 let blocks = blocksOf(t + 1u);
 let probabilityAt = ((group.z * G + group.y) * groups.x + group.x) * ROOM;
-let query = s.queryStart + max(t, past) - past;
-let ty = tid / 16u;
-let tx = tid % 16u;
-for (var b0 = 0u; isHere && b0 < blocks; b0 += ${KEYS}u) {
-  // Heads of one key head at a time, ${HEADS} at most.
-  for (var h0 = 0u; h0 < H / G; h0 += min(HT, ${HEADS}u)) {
-    let head0 = groupIndex * (H / G) + h0;
-    let keyHead = head0 / (H / GK);
-    let heads = min(min(HT, ${HEADS}u), HT - h0 % HT);
-    ${unroll(perThread, (j) => `var s${j} = 0.0;`)}
-    for (var c0 = 0u; c0 < D + DR; c0 += ${DEPTH}u) {
-      workgroupBarrier();
-      {
-        let m = tid / ${DEPTH}u;
-        let c = c0 + tid % ${DEPTH}u;
-        let at = query * H + head0 + m;
-        var value = 0.0;
-        if (m < heads) {
-          if (c < D) { value = f32(q[at * D + c]); }
-          ${isRotary ? 'else if (c < D + DR) { value = f32(qRope[at * DR + c - D]); }' : ''}
-        }
-        tileA[m * ${pitch}u + tid % ${DEPTH}u] = value;
-      }
-      for (var x = tid; x < ${KEYS * DEPTH}u; x += ${THREADS}u) {
-        let b = b0 + x / ${DEPTH}u;
-        let c = c0 + x % ${DEPTH}u;
-        var value = 0.0;
-        if (b < blocks) {
-          if (c < D) { value = f32(k[((s.blockStart + b) * GK + keyHead) * D + c]); }
-          ${isRotary ? 'else if (c < D + DR) { value = f32(kRope[(s.blockStart + b) * DR + c - D]); }' : ''}
-        }
-        tileB[x / ${DEPTH}u * ${pitch}u + x % ${DEPTH}u] = value;
-      }
-      workgroupBarrier();
-      for (var c = 0u; c < ${DEPTH}u; c++) {
-        let a = tileA[ty * ${pitch}u + c];
-        ${unroll(perThread, (j) => `s${j} = fma(a, tileB[(tx + ${16 * j}u) * ${pitch}u + c], s${j});`)}
-      }
-    }
-    workgroupBarrier();
-    if (ty < heads) {
-      let norm = bitcast<f32>(lse[query * H + head0 + ty]);
-      ${unroll(perThread, (j) => `weights[ty * ${KEYS + 1}u + tx + ${16 * j}u] = exp(min(s${j} * u.scale - norm, 80.0));`)}
-    }
-    workgroupBarrier();
-    if (tid < ${KEYS}u && b0 + tid < blocks) {
-      var sum = 0.0;
-      if (h0 > 0u) { sum = probabilityOf(probabilityAt, b0 + tid); }
-      for (var m = 0u; m < heads; m++) { sum += weights[m * ${KEYS + 1}u + tid]; }
-      ${isLocal ? 'probability[b0 + tid]' : 'scratch[probabilityAt + b0 + tid]'} = sum;
-    }
+${consumer.body}`,
+      }),
+    });
+    scratch.free();
   }
 }
-${isLocal ? 'workgroupBarrier();' : 'storageBarrier();'}
-${consumer.body}`,
+
+/** P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k] */
+const importance = `fn importanceOf(j: u32, blocks: u32, at: u32) -> f32 {
+  let m = i32(BLOCK / STRIDE);
+  let k = i32(LENGTH / STRIDE);
+  var sum = 0.0;
+  for (var offset = 1 - k; offset < m; offset++) {
+    let b = i32(j) * m + offset;
+    if (b < 0 || b >= i32(blocks)) { continue; }
+    // Pairs (m, k) with this difference.
+    let pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
+    sum += f32(pairs) * scratch[at + u32(b)];
+  }
+  return sum;
+}`;
+
+/** Leaders `first .. first + count`, `room` places for their `most` blocks. */
+interface Batch {
+  readonly first: number;
+  readonly count: number;
+  readonly room: number;
+  readonly most: number;
+}
+
+/**
+ * `scratch[s, g, leader, b]`: the probability of block b, summed over the
+ * heads of group g. A tile has several leaders, by heads that share keys.
+ */
+function probabilities(
+  context: KernelContext,
+  inputs: RankingOperands,
+  { sequences, groups, sharing, scale, length, stride }: RankingAttributes,
+  scratch: Tensor,
+  { first, count, room, most }: Batch,
+): void {
+  const { q, k, qRope, kRope, lse } = inputs;
+  const shape = shapeOf({ ...inputs, v: k });
+  const { heads, keyHeads, width, ropeWidth } = shape;
+  const unitHeads = greatestCommonDivisor(heads / groups, heads / keyHeads);
+  const tile: Tile =
+    count * unitHeads <= 16
+      ? { rows: 16, perThread: 4 }
+      : { rows: 64, perThread: 8 };
+  const together = Math.min(unitHeads, tile.rows);
+  const leadersOfTile = Math.floor(tile.rows / together);
+  const spans = Math.ceil(most / SPAN);
+  const as = vectors(shape);
+  context.run({
+    kernel: 'blockProbabilities',
+    constants: {
+      H: heads,
+      GK: keyHeads,
+      G: groups,
+      HT: unitHeads,
+      HEADS: together,
+      D: width,
+      DR: ropeWidth,
+      DV: width,
+      LENGTH: length,
+      STRIDE: stride,
+      SHARING: sharing,
+      ROOM: room,
+      M: tile.rows,
+      N: COLUMNS,
+      LEADERS: leadersOfTile,
+    },
+    bindings: {
+      q: as.input(q),
+      k: as.input(k),
+      qRope: qRope && as.input(qRope),
+      kRope: kRope && as.input(kRope),
+      lse: input(lse, 'u32'),
+      sequences: input(sequences.on(q.backend)),
+      scratch: output(scratch),
+    },
+    uniforms: {
+      scale: f32(scale),
+      firstLeader: u32(first),
+      count: u32(count),
+      spans: u32(spans),
+    },
+    grid: [Math.ceil(count / leadersOfTile) * spans, groups, sequences.count],
+    source: () => probabilitySource(shape, tile),
+  });
+}
+
+function probabilitySource(shape: AttentionShape, tile: Tile) {
+  const { perThread } = tile;
+  const { q, k } = sources(shape);
+  return {
+    threads: threadsOf(tile),
+    declarations: `${sequenceOf}
+${blocksOf}
+${tables}
+${workspace(tile, COLUMNS)}
+var<workgroup> rowNorm: array<f32, M>;`,
+    body: `let s = sequenceOf(group.z);
+let past = s.keyCount - s.queryCount;
+let firstLeader = u.firstLeader + group.x / u.spans * LEADERS;
+let endLeader = min(firstLeader + LEADERS, u.firstLeader + u.count);
+let lastAt = min((past / SHARING + endLeader - 1u) * SHARING, max(s.keyCount, 1u) - 1u);
+let firstBlock = group.x % u.spans * ${SPAN}u;
+let endBlock = min(blocksOf(lastAt + 1u), firstBlock + ${SPAN}u);
+if (s.queryCount == 0u || firstBlock >= endBlock) { return; }
+${threadPlace}
+for (var base = firstBlock; base < endBlock; base += N) {
+  for (var h0 = 0u; h0 < H / G; h0 += min(HEADS, HT - h0 % HT)) {
+    // Heads of one key head at a time.
+    let head0 = group.y * (H / G) + h0;
+    let keyHead = head0 / (H / GK);
+    let heads = min(HEADS, HT - h0 % HT);
+    workgroupBarrier();
+    if (tid < M) {
+      let leader = firstLeader + tid / HEADS;
+      let at = (past / SHARING + leader) * SHARING;
+      let isRow = tid / HEADS < LEADERS && leader < endLeader
+        && tid % HEADS < heads && at >= past && at < s.keyCount;
+      let query = min(max(at, past), s.keyCount - 1u) - past;
+      rowIndex[tid] = (s.queryStart + query) * H + head0 + min(tid % HEADS, heads - 1u);
+      rowLast[tid] = select(-1, i32(blocksOf(at + 1u)) - 1, isRow);
+      rowNorm[tid] = bitcast<f32>(lse[rowIndex[tid]]);
+    }
+    if (tid < N) {
+      keyPosition[tid] = select(-1, i32(base + tid), base + tid < endBlock);
+      keyRow[tid] = s.blockStart + min(base + tid, endBlock - 1u);
+    }
+    workgroupBarrier();
+    ${times([perThread, 4], (i, j) => `var s${i}_${j} = 0.0;`)}
+    ${product(shape, 's', tile, q, k)}
+    ${unroll(
+      perThread,
+      (i) => `{
+      let last = rowLast[${rowOf(tile, i)}];
+      let norm = rowNorm[${rowOf(tile, i)}];
+      let at = vec4i(i32(base + 4u * tx)) + vec4i(0, 1, 2, 3);
+      let p = exp(min(vec4f(s${i}_0, s${i}_1, s${i}_2, s${i}_3) * u.scale - norm, vec4f(80.0)));
+      ${weightsOf(rowOf(tile, i))} = select(vec4f(), p, at <= vec4i(last));
+    }`,
+    )}
+    workgroupBarrier();
+    for (var x = tid; x < LEADERS * N; x += ${threadsOf(tile)}u) {
+      let m = x / N;
+      let n = x % N;
+      let leader = firstLeader + m;
+      if (leader >= endLeader || base + n >= endBlock) { continue; }
+      var sum = 0.0;
+      for (var head = 0u; head < heads; head++) {
+        sum += ${weightAt('m * HEADS + head', 'n')};
+      }
+      let to = ((group.z * G + group.y) * u.count + leader - u.firstLeader) * ROOM + base + n;
+      if (h0 > 0u) { sum += scratch[to]; }
+      scratch[to] = sum;
+    }
+  }
+}`,
   };
 }
 
 const selection = `
 var<workgroup> counters: array<u32, ${THREADS}>;
 var<workgroup> tally: atomic<u32>;
+var<workgroup> ranks: array<u32, min(ROOM, ${MOST_IN_WORKGROUP}u)>;
 fn isForced(j: u32, own: u32) -> bool { return j < INITIAL || j + LOCAL >= own; }
 // Bits of what is not negative have the order of the numbers.
-fn rankOf(j: u32, blocks: u32, at: u32) -> u32 {
+fn makeRank(j: u32, blocks: u32, at: u32) -> u32 {
   return bitcast<u32>(importanceOf(j, blocks, at)) & 0x7fffffffu;
+}
+fn rankOf(j: u32, blocks: u32, at: u32) -> u32 {
+  if (j < ${MOST_IN_WORKGROUP}u) { return ranks[j]; }
+  return makeRank(j, blocks, at);
 }`;
 
 /**
@@ -269,6 +354,10 @@ const choose = `
 let forced = min(own, min(INITIAL, own) + min(LOCAL, own));
 let wanted = COUNT - forced;
 let others = own - forced;
+for (var j = tid; j < min(own, ${MOST_IN_WORKGROUP}u); j += ${THREADS}u) {
+  ranks[j] = makeRank(j, blocks, probabilityAt);
+}
+workgroupBarrier();
 var least = 0u;
 if (others > wanted) {
   for (var bit = 31u; bit > 0u; bit--) {

@@ -4,27 +4,36 @@ import {
   type SelectedAttentionOperands,
 } from '@asa/core';
 import { input } from '../launch';
+import { attend, attendBackward, shapeOf } from './attention-tile';
 import {
-  attend,
-  attendBackward,
   covers,
   greatestCommonDivisor,
-  shapeOf,
+  type KeyView,
   type View,
-} from './attention-tile';
+} from './attention-view';
 import { extent, type KernelContext, type Kernels } from './context';
+import { type LeadersOfBlocks, leadersOfBlocks } from './leaders-of-blocks';
 
 export const selectedAttentionKernels = (
   context: KernelContext,
 ): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
   selectedAttention: (inputs, outputs, attributes) =>
     attend(context, inputs, outputs, viewOf(inputs, attributes)),
-  selectedAttentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
-});
 
-/** Leaders that are asked at a time whether they chose a block: a thread each. */
-const ASKED = 256;
+  selectedAttentionBackward(inputs, outputs, attributes) {
+    const { indices } = inputs;
+    const { sharing } = attributes;
+    const view = viewOf(inputs, attributes);
+    const leaders = leadersOfBlocks(context, {
+      indices,
+      ...attributes,
+      rowsPerLeader: sharing * view.unitHeads,
+    });
+    const keyView = keyViewOf(inputs, attributes, leaders);
+    attendBackward(context, inputs, outputs, view, keyView);
+    leaders.free();
+  },
+});
 
 /**
  * The query at position t sees the tokens j <= t of its leader's blocks. A tile
@@ -34,7 +43,7 @@ function viewOf(
   operands: SelectedAttentionOperands,
   { sequences, scale, blockSize, sharing }: SelectedAttentionAttributes,
 ): View {
-  const { indices, k } = operands;
+  const { indices } = operands;
   const { heads, keyHeads } = shapeOf(operands);
   const groups = extent(indices, 1);
   const unitHeads = greatestCommonDivisor(heads / groups, heads / keyHeads);
@@ -45,9 +54,6 @@ function viewOf(
       leaderCount(keyCount - queryCount, queryCount, sharing),
     ),
   );
-  const keys = blockSize <= 16 ? 16 : 32;
-  const parts = Math.ceil(blockSize / keys);
-  const counts = sequences.list.map(({ keyCount }) => keyCount);
   return {
     name: 'selectedAttention',
     sequences,
@@ -57,24 +63,17 @@ function viewOf(
       SHARING: sharing,
       GL: groups,
       COUNT: extent(indices, 2),
-      PARTS: parts,
     },
     uniforms: {},
     bindings: { indices: input(indices) },
     unitHeads,
     declarations: `
-fn listOf(s: Sequence, leader: u32, list: u32) -> u32 {
-  return ((s.leaderStart + leader) * GL + list) * COUNT;
-}
 fn selectedKey(s: Sequence, list: u32, slot: u32) -> i32 {
   let block = indices[list + slot / BLOCK];
   let position = block * i32(BLOCK) + i32(slot % BLOCK);
   return select(-1, position, block >= 0 && position < i32(s.keyCount));
-}
-var<workgroup> chosen: array<u32, ${ASKED}>;
-var<workgroup> before: array<u32, ${ASKED}>;`,
+}`,
     keyStart: 's.keyStart',
-    coversKeys: covers(counts, extent(k, 0)),
     sees: { first: '0', last: 'i32(t)' },
     forward: {
       rows,
@@ -85,57 +84,69 @@ let leader = group.x / tilesPerLeader;
 // Position of the leader's first query; it may lie before the first one here.
 let leaderAt = (past / SHARING + leader) * SHARING;
 if (leaderAt >= s.keyCount) { return; }
-let list = listOf(s, leader, head0 / (H / GL));
+let list = ((s.leaderStart + leader) * GL + head0 / (H / GL)) * COUNT;
 let first = 0u;
 let end = COUNT * BLOCK;`,
       row: `let rho = group.x % tilesPerLeader * M + tid;
   let position = leaderAt + rho / HT;
   let member = rho % HT;
   let isRow = rho < SHARING * HT && position >= past && position < s.keyCount;
-  let query = max(position, past) - past;`,
+  let query = min(max(position, past), s.keyCount - 1u) - past;`,
       keyAt: 'selectedKey(s, list, slot)',
     },
-    backward: {
-      keys,
-      tiles: Math.ceil(sequences.maxKeys / blockSize) * parts,
-      range: `let block = group.x / PARTS;
-let firstKey = block * BLOCK + group.x % PARTS * N;
-let endKey = min(min(firstKey + N, (block + 1u) * BLOCK), s.keyCount);`,
-      // The inverse index, block to leaders, made where it is used: every
-      // thread asks one leader, and a running count puts those that chose the
-      // block side by side, in order.
-      loop: (walk) => `let leaders = (s.queryCount + SHARING - 1u) / SHARING;
-for (var unit = 0u; unit < H / GK / HT; unit++) {
-  let head0 = keyHead * (H / GK) + unit * HT;
-  for (var asked = block * BLOCK / SHARING; asked < leaders; asked += ${ASKED}u) {
-    let leader = asked + tid;
-    var found = 0u;
-    if (leader < leaders) {
-      let list = listOf(s, leader, head0 / (H / GL));
-      for (var n = 0u; n < COUNT; n++) {
-        if (indices[list + n] == i32(block)) { found = 1u; }
-      }
-    }
-    workgroupBarrier();
-    before[tid] = found;
-    for (var reach = 1u; reach < ${ASKED}u; reach *= 2u) {
-      workgroupBarrier();
-      var earlier = 0u;
-      if (tid >= reach) { earlier = before[tid - reach]; }
-      workgroupBarrier();
-      before[tid] += earlier;
-    }
-    if (found == 1u) { chosen[before[tid] - 1u] = leader; }
-    let total = workgroupUniformLoad(&before[${ASKED - 1}u]) * SHARING * HT;
-    ${walk}
-  }
-}`,
-      row: `let leader = chosen[min(rho / (SHARING * HT), ${ASKED - 1}u)];
+  };
+}
+
+/** A tile is (a part of) a block, and some of the leaders that chose it. */
+function keyViewOf(
+  { indices, k }: SelectedAttentionOperands,
+  { sequences, blockSize, sharing }: SelectedAttentionAttributes,
+  leaders: LeadersOfBlocks,
+): KeyView {
+  const keys = blockSize <= 16 ? 16 : blockSize <= 32 ? 32 : 64;
+  const tilesOfBlock = Math.ceil(blockSize / keys);
+  const { items, declarations, bindings, uniforms } = leaders;
+  const counts = sequences.list.map(({ keyCount }) => keyCount);
+  return {
+    keys,
+    tiles: items * tilesOfBlock,
+    bindings,
+    constants: {
+      BLOCK: blockSize,
+      SHARING: sharing,
+      GL: extent(indices, 1),
+    },
+    uniforms,
+    declarations,
+    coversKeys: covers(counts, extent(k, 0)),
+    most: sequences.maxKeys,
+    extent: 's.keyCount',
+    range: `let list = group.z * GL + head0 / (H / GL);
+let item = group.x % u.items;
+if (item >= itemCount(list)) { return; }
+let block = itemBlock(list, item);
+let firstKey = block * BLOCK + group.x / u.items * N;
+let endKey = min(min(firstKey + N, (block + 1u) * BLOCK), s.keyCount);
+let start = firstLeader(list, block)
+  + (item - firstItem(list, block)) * u.perItem;
+let stop = min(start + u.perItem, firstLeader(list, block + 1u));
+let firstRow = 0u;
+let endRow = (stop - start) * SHARING * HT;
+let slot = group.z * groups.x + group.x;`,
+    row: `let leader = leaderAt(list, min(start + rho / (SHARING * HT), stop - 1u));
   let own = leader * SHARING + rho % (SHARING * HT) / HT;
   // The last leader may have fewer queries.
-  let isRow = rho < total && own < s.queryCount;
+  let isRow = rho < endRow && own < s.queryCount;
   let query = min(own, s.queryCount - 1u);
   let member = rho % HT;`,
+    parts: {
+      slots: items * tilesOfBlock * sequences.count,
+      find: `let list = group.z * GL + unit * HT / (H / GL);
+let block = position / BLOCK;
+let row = group.z * u.tiles + position % BLOCK / N * u.items;
+let from = row + firstItem(list, block);
+let to = row + firstItem(list, block + 1u);
+let n = position % BLOCK % N;`,
     },
   };
 }
