@@ -75,6 +75,7 @@ function launchesOf(
   const launches: Launch[] = [];
   const context: KernelContext = {
     matrixUnit: { m: 16, n: 16, k: 16, subgroupSize: 32 },
+    smallTiles: false,
     run: (launch) => launches.push(launch),
     clear: () => {},
     scratch: (elements, dtype) => tensor([elements], dtype),

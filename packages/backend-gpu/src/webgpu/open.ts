@@ -17,6 +17,11 @@ export interface WebGpuOptions {
    * units where the device has them, when missing.
    */
   readonly matrices?: 'subgroup' | 'plain';
+  /**
+   * Tiles of attention. Small ones compile fast, large ones compute fast;
+   * small on software adapters when missing.
+   */
+  readonly tiles?: 'small' | 'large';
   /** Other than `navigator.gpu` or Dawn. */
   readonly gpu?: GPU;
 }
@@ -110,8 +115,13 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
     ) as GPUFeatureName[],
     requiredLimits: limitsOf(adapter),
   });
-  const { words } = wordsOf(adapter);
-  return new WebGpuBackend(device, words, { limitBytes, poison, matrixUnit });
+  const { words, isSoftware } = wordsOf(adapter);
+  return new WebGpuBackend(device, words, {
+    limitBytes,
+    poison,
+    matrixUnit,
+    smallTiles: options.tiles ? options.tiles === 'small' : isSoftware,
+  });
 }
 
 function chooseUnit(

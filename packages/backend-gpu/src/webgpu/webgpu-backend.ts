@@ -38,6 +38,7 @@ export interface WebGpuBackendOptions {
   readonly limitBytes: number;
   readonly poison: boolean;
   readonly matrixUnit?: MatrixUnit;
+  readonly smallTiles?: boolean;
 }
 
 /** Operators as WGSL kernels on one device. */
@@ -96,6 +97,10 @@ export class WebGpuBackend implements Backend, KernelContext {
 
   get matrixUnit(): MatrixUnit | undefined {
     return this.options.matrixUnit;
+  }
+
+  get smallTiles(): boolean {
+    return this.options.smallTiles ?? false;
   }
 
   /** What multiplies f16: the subgroups' matrix units, or plain kernels. */

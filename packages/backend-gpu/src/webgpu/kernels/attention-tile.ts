@@ -49,7 +49,7 @@ export function attend(
   const shape = shapeOf(operands);
   const { sequences, forward } = view;
   if (!coversQueries(sequences, o)) fillEmpty(context, o, lse);
-  const tile = rowTile(forward.rows, shape.valueWidth);
+  const tile = rowTile(context, forward.rows, shape.valueWidth);
   context.run({
     kernel: `${view.name}Forward`,
     constants: { ...constantsOf(shape, view), M: tile.rows, N: COLUMNS },
@@ -96,7 +96,7 @@ function backwardQ(
   if (!coversQueries(sequences, dQ)) {
     for (const gradient of [dQ, dQRope]) if (gradient) context.clear(gradient);
   }
-  const tile = rowTile(forward.rows, shape.width + shape.ropeWidth);
+  const tile = rowTile(context, forward.rows, shape.width + shape.ropeWidth);
   const as = vectors(shape);
   context.run({
     kernel: `${view.name}BackwardQ`,
@@ -145,7 +145,7 @@ function backwardKV(
   const rope = ropes ?? dKRope;
   for (const channels of channelParts(width + ropeWidth, valueWidth)) {
     const { K0, K1, V0, V1 } = channels;
-    const tile = keyTile(keys, channels);
+    const tile = keyTile(context, keys, channels);
     context.run({
       kernel: `${view.name}BackwardKV`,
       constants: {
@@ -192,8 +192,9 @@ function backwardKV(
 }
 
 /** As many rows as registers hold results for, and as there are. */
-function rowTile(rows: number, width: number): Tile {
+function rowTile(context: KernelContext, rows: number, width: number): Tile {
   const vectors = registers(width);
+  if (context.smallTiles) return { rows: 16, perThread: 2 };
   if (rows <= 16) return { rows: 16, perThread: vectors <= 4 ? 4 : 2 };
   if (rows <= 32 || vectors > 4) {
     return { rows: 32, perThread: vectors <= 4 ? 4 : 2 };
@@ -202,8 +203,13 @@ function rowTile(rows: number, width: number): Tile {
 }
 
 /** Rows of a tile of the pass over keys are keys. */
-function keyTile(keys: number, { K0, K1, V0, V1 }: Channels): Tile {
+function keyTile(
+  context: KernelContext,
+  keys: number,
+  { K0, K1, V0, V1 }: Channels,
+): Tile {
   const vectors = registers(K1 - K0) + registers(V1 - V0);
+  if (context.smallTiles) return { rows: keys, perThread: 2 };
   return { rows: keys, perThread: keys === 64 && vectors <= 3 ? 8 : 4 };
 }
 
@@ -385,7 +391,7 @@ let c = i % WIDTH;
 var sum = 0.0;
 for (var unit = head * UNITS; unit < (head + 1u) * UNITS; unit++) {
   ${parts.find}
-  for (var slot = from; slot < to; slot++) {
+  for (var slot = firstSlot; slot < endSlot; slot++) {
     sum += partial[((unit * u.slots + slot) * N + n) * PITCH + START + c];
   }
 }

@@ -5,6 +5,7 @@
  */
 import type { Sequences } from '@asa/core';
 import type { Binding, UniformValue } from '../launch';
+import type { KernelContext } from './context';
 
 export interface View {
   readonly name: string;
@@ -64,7 +65,7 @@ export interface KeyView {
         /** Results of tiles that a unit has. */
         readonly slots: number;
         /**
-         * Of key `position` and unit `unit`, defines the slots `from .. to`
+         * Of key `position` and unit `unit`, defines the slots `firstSlot .. endSlot`
          * that hold its parts, and `n`, its place in the tile.
          */
         readonly find: string;
@@ -106,6 +107,15 @@ if (tid < N) {
 }
 workgroupBarrier();`;
 
+/** Keys of a tile of the pass over keys, where as many lie together. */
+export function keysOfTile(context: KernelContext, together: number): number {
+  const most = context.smallTiles ? 16 : 64;
+  let keys = 16;
+  while (keys < together && keys < most) keys *= 2;
+  return keys;
+}
+
+/** Workgroups that keep a large device busy. */
 const ENOUGH = 1024;
 
 /** The rows of whole queries, from `firstQuery` to `endQuery` of the keys. */
@@ -152,8 +162,8 @@ let slot = group.z * groups.x + group.x;`,
         ? undefined
         : {
             slots: tiles * parts * sequences,
-            find: `let from = (group.z * ${tiles}u + position / ${keys}u) * ${parts}u;
-let to = from + ${parts}u;
+            find: `let firstSlot = (group.z * ${tiles}u + position / ${keys}u) * ${parts}u;
+let endSlot = firstSlot + ${parts}u;
 let n = position % ${keys}u;`,
           },
   };

@@ -5,6 +5,7 @@ import {
   covers,
   type KeyView,
   keysOfQueries,
+  keysOfTile,
   type View,
 } from './attention-view';
 import { extent, type KernelContext, type Kernels } from './context';
@@ -20,11 +21,9 @@ export const attentionKernels = (
       inputs,
       outputs,
       viewOf(inputs, attributes),
-      keyViewOf(inputs, attributes),
+      keyViewOf(context, inputs, attributes),
     ),
 });
-
-const KEYS = 64;
 
 /** What windows are cut to: as good as none. */
 const WIDEST = 2 ** 30;
@@ -69,19 +68,21 @@ let end = past + lastQuery + 1u;`,
 }
 
 function keyViewOf(
+  context: KernelContext,
   operands: AttentionOperands,
   { sequences, window = WIDEST }: AttentionAttributes,
 ): KeyView {
   const { heads, keyHeads } = shapeOf(operands);
   const most = sequences.maxKeys;
+  const keys = keysOfTile(context, most);
   const counts = sequences.list.map(({ keyCount }) => keyCount);
   return {
     ...keysOfQueries({
-      keys: KEYS,
+      keys,
       most,
       units: keyHeads,
       sequences: sequences.count,
-      rows: (Math.min(most, window + KEYS) * heads) / keyHeads,
+      rows: (Math.min(most, window + keys) * heads) / keyHeads,
       text: `let firstKey = tile * N;
 let endKey = min(firstKey + N, s.keyCount);
 let firstQuery = firstKey;

@@ -8,6 +8,7 @@ import {
   covers,
   type KeyView,
   keysOfQueries,
+  keysOfTile,
   type View,
 } from './attention-view';
 import { extent, type KernelContext, type Kernels } from './context';
@@ -23,11 +24,9 @@ export const compressedAttentionKernels = (
       inputs,
       outputs,
       viewOf(inputs, attributes),
-      keyViewOf(inputs, attributes),
+      keyViewOf(context, inputs, attributes),
     ),
 });
-
-const KEYS = 64;
 
 /** The query at position t sees block b iff b d + l - 1 <= t. */
 function viewOf(
@@ -67,18 +66,20 @@ let end = blocksOf(s.keyCount - s.queryCount + lastQuery + 1u);`,
 }
 
 function keyViewOf(
+  context: KernelContext,
   operands: AttentionOperands,
   attributes: CompressedAttentionAttributes,
 ): KeyView {
   const { sequences } = attributes;
   const { heads, keyHeads } = shapeOf(operands);
   const most = blockCount(sequences.maxKeys, attributes);
+  const keys = keysOfTile(context, most);
   const blocks = sequences.list.map(({ keyCount }) =>
     blockCount(keyCount, attributes),
   );
   return {
     ...keysOfQueries({
-      keys: KEYS,
+      keys,
       most,
       units: keyHeads,
       sequences: sequences.count,

@@ -212,10 +212,10 @@ function probabilities(
   const shape = shapeOf({ ...inputs, v: k });
   const { heads, keyHeads, width, ropeWidth } = shape;
   const unitHeads = greatestCommonDivisor(heads / groups, heads / keyHeads);
-  const tile: Tile =
-    count * unitHeads <= 16
-      ? { rows: 16, perThread: 4 }
-      : { rows: 64, perThread: 8 };
+  const isSmall = context.smallTiles || count * unitHeads <= 16;
+  const tile: Tile = isSmall
+    ? { rows: 16, perThread: 2 }
+    : { rows: 64, perThread: 8 };
   const together = Math.min(unitHeads, tile.rows);
   const leadersOfTile = Math.floor(tile.rows / together);
   const spans = Math.ceil(most / SPAN);

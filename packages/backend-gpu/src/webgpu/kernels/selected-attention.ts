@@ -9,6 +9,7 @@ import {
   covers,
   greatestCommonDivisor,
   type KeyView,
+  keysOfTile,
   type View,
 } from './attention-view';
 import { extent, type KernelContext, type Kernels } from './context';
@@ -29,7 +30,7 @@ export const selectedAttentionKernels = (
       ...attributes,
       rowsPerLeader: sharing * view.unitHeads,
     });
-    const keyView = keyViewOf(inputs, attributes, leaders);
+    const keyView = keyViewOf(context, inputs, attributes, leaders);
     attendBackward(context, inputs, outputs, view, keyView);
     leaders.free();
   },
@@ -99,11 +100,12 @@ let end = COUNT * BLOCK;`,
 
 /** A tile is (a part of) a block, and some of the leaders that chose it. */
 function keyViewOf(
+  context: KernelContext,
   { indices, k }: SelectedAttentionOperands,
   { sequences, blockSize, sharing }: SelectedAttentionAttributes,
   leaders: LeadersOfBlocks,
 ): KeyView {
-  const keys = blockSize <= 16 ? 16 : blockSize <= 32 ? 32 : 64;
+  const keys = keysOfTile(context, blockSize);
   const tilesOfBlock = Math.ceil(blockSize / keys);
   const { items, declarations, bindings, uniforms } = leaders;
   const counts = sequences.list.map(({ keyCount }) => keyCount);
@@ -144,8 +146,8 @@ let slot = group.z * groups.x + group.x;`,
       find: `let list = group.z * GL + unit * HT / (H / GL);
 let block = position / BLOCK;
 let row = group.z * u.tiles + position % BLOCK / N * u.items;
-let from = row + firstItem(list, block);
-let to = row + firstItem(list, block + 1u);
+let firstSlot = row + firstItem(list, block);
+let endSlot = row + firstItem(list, block + 1u);
 let n = position % BLOCK % N;`,
     },
   };
