@@ -1,104 +1,217 @@
-// The default model's recipe: one command from text to the model folder that
-// the CLI carries, with the models that its card compares it with.
+// Trains one of the three models on what `prepare.mjs` made: copying in short
+// documents first, then text and searching in long ones.
 //
-//   node scripts/default-model/train.mjs TRAIN_FOLDER HELD_OUT_FOLDER WORK_FOLDER [BACKEND]
+//   node scripts/default-model/train.mjs WORK_FOLDER asa|nsa|full
+//     [--short-steps 300] [--steps 1500] [--decay 400] [--seconds S]
+//     [--dtype f32] [--backend webgpu] …
 //
-// The folders hold .txt files; the backend is webgpu where none is named, which
-// takes ten minutes a model on an H100. Build first (`npx turbo run build`).
-import { spawnSync } from 'node:child_process';
-import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+// WORK_FOLDER/KIND becomes a model folder with a folder of checkpoints a phase
+// and `train.jsonl`: a line a step, and the held-out losses of answers every
+// `--every` steps. The same command goes on where a run stopped, as it does
+// behind --seconds.
+import {
+  appendFileSync,
+  cpSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { ByteTrigram } from '../../packages/core/dist/index.js';
+import { parseArgs } from 'node:util';
+import {
+  countedTargets,
+  Documents,
+  hasCheckpoint,
+  initialParameters,
+  losses,
+  Model,
+  parseConfig,
+  saveModel,
+  Trainer,
+} from '../../packages/core/dist/index.js';
+import { makeFolder } from '../../packages/core/dist/node.js';
 
-const here = dirname(fileURLToPath(import.meta.url));
-const root = join(here, '..', '..');
-const [train, heldOut, work, backend = 'webgpu'] = process.argv.slice(2);
-if (!work) {
-  console.error('train: needs TRAIN_FOLDER HELD_OUT_FOLDER WORK_FOLDER');
+const { positionals, values } = parseArgs({
+  allowPositionals: true,
+  options: {
+    'short-steps': { type: 'string', default: '300' },
+    steps: { type: 'string', default: '1500' },
+    decay: { type: 'string', default: '400' },
+    rows: { type: 'string', default: '4' },
+    context: { type: 'string', default: '8192' },
+    'short-tokens': { type: 'string', default: '16384' },
+    'learning-rate': { type: 'string', default: '2e-3' },
+    warmup: { type: 'string', default: '100' },
+    seconds: { type: 'string', default: '1e9' },
+    seed: { type: 'string', default: '0' },
+    every: { type: 'string', default: '100' },
+    dtype: { type: 'string', default: 'f32' },
+    backend: { type: 'string', default: 'webgpu' },
+  },
+});
+const [work, kind] = positionals;
+if (!kind) {
+  console.error('train: needs WORK_FOLDER and one of asa, nsa, full');
   process.exit(2);
 }
+const number = (name) => Number(values[name]);
+const began = performance.now();
+const seconds = () => (performance.now() - began) / 1000;
+const shortContext = 512;
+const peak = number('learning-rate');
+const warmup = number('warmup');
+const phases = [
+  {
+    name: 'short',
+    seed: number('seed'),
+    steps: number('short-steps'),
+    context: shortContext,
+    rows: number('short-tokens') / shortContext,
+    schedule: { kind: 'constant', peak, warmup },
+  },
+  {
+    name: 'long',
+    seed: number('seed'),
+    steps: number('steps'),
+    context: number('context'),
+    rows: number('rows'),
+    schedule: {
+      kind: 'warmup-stable-decay',
+      peak,
+      warmup,
+      decay: number('decay'),
+      floor: peak / 50,
+    },
+  },
+];
 
-/** Characters of each held-out text that the card's figures are over. */
-const characters = 20_000;
+const here = dirname(fileURLToPath(import.meta.url));
+const tokenizerFolder = join(work, 'tokenizer');
+const prepared = JSON.parse(readFileSync(join(work, 'prepared.json'), 'utf8'));
+// Ids of the tokenizer's `<s>` and `</s>`.
+const [bos, eos] = [0, 1];
+const config = parseConfig({
+  ...JSON.parse(readFileSync(join(here, `${kind}.json`), 'utf8')),
+  vocabularySize: prepared.vocabularySize,
+  bos,
+  eos: [eos],
+});
+const heldOut = JSON.parse(readFileSync(join(work, 'held-out.json'), 'utf8'));
 
-function asa(...args) {
-  const main = join(root, 'packages/cli/dist/main.js');
-  const { status, stdout } = spawnSync(process.execPath, [main, ...args], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-    encoding: 'utf8',
-  });
-  if (status !== 0) process.exit(status ?? 1);
-  return stdout;
+const out = join(work, kind);
+mkdirSync(out, { recursive: true });
+const backend = await openBackend();
+let model;
+let isDone = true;
+for (const [i, phase] of phases.entries()) {
+  if (!isDone || phase.steps === 0) continue;
+  const next = phases[i + 1];
+  const isBehind = next && (await hasCheckpoint(await folderOf(next)));
+  if (isBehind) continue;
+  model = await run(phase, model);
+  isDone = seconds() < number('seconds');
+}
+await saveModel(await makeFolder(out), model);
+for (const name of readdirSync(tokenizerFolder)) {
+  cpSync(join(tokenizerFolder, name), join(out, name));
+}
+await backend.destroy();
+process.exit(0);
+
+/** Trains a phase to its end or the deadline; the model behind it. */
+async function run({ name, ...settings }, start) {
+  const documents = documentsOf(name);
+  const folder = await folderOf({ name });
+  const trainer = await openTrainer(folder, documents, settings, start);
+  const { steps } = settings;
+  let shown = seconds();
+  while (trainer.steps < steps && seconds() < number('seconds')) {
+    const event = await trainer.step();
+    log({ phase: name, ...event });
+    const { step, loss, gradientNorm, tokensPerSecond } = event;
+    if (step % number('every') === 0 || step === steps) {
+      const found = await answerLosses(trainer.model, settings.context);
+      log({ phase: name, kind: 'answers', step, losses: found });
+    } else if (seconds() - shown < 2) continue;
+    shown = seconds();
+    const rate = Math.round(tokensPerSecond);
+    console.error(
+      `${shown.toFixed(0)} s  ${name} ${step}/${steps}  loss ${loss.toFixed(4)}  norm ${gradientNorm.toFixed(2)}  ${rate} targets/s`,
+    );
+  }
+  await trainer.save(folder, { keep: 1 });
+  log({ phase: name, kind: 'end', step: trainer.steps, seconds: seconds() });
+  const { model } = trainer;
+  trainer.free();
+  return model;
 }
 
-const tokenizer = join(work, 'tokenizer');
-asa(
-  'tokenizer',
-  'train',
-  '--data',
-  train,
-  '--vocabulary',
-  '4096',
-  '--out',
-  tokenizer,
-);
-const figures = {};
-for (const kind of ['asa', 'full']) {
-  const out = join(work, kind);
-  const began = performance.now();
-  asa(
-    ...['train', '--backend', backend, '--config', join(here, `${kind}.json`)],
-    ...['--data', train, '--validation', heldOut, '--tokenizer', tokenizer],
-    ...['--steps', '3000', '--batch', '8', '--context', '2048'],
-    ...['--learning-rate', '2e-3', '--warmup', '200', '--out', out],
-    ...['--eval-every', '1000', '--save-every', '1000'],
+async function folderOf({ name }) {
+  return makeFolder(join(out, name));
+}
+
+function documentsOf(name) {
+  const bytes = readFileSync(join(work, `${name}.u16`));
+  const tokens = new Uint16Array(
+    bytes.buffer,
+    bytes.byteOffset,
+    bytes.length / 2,
   );
-  const minutes = (performance.now() - began) / 60_000;
-  figures[kind] = { minutes, ...perplexity(out) };
-}
-figures.trigram = { bitsPerByte: trigram() };
-writeFileSync(
-  join(work, 'figures.json'),
-  `${JSON.stringify(figures, null, 2)}\n`,
-);
-const target = join(root, 'packages/cli/models/default');
-// Half the bytes; the figures above are of the f32 weights.
-const small = join(work, 'asa-bf16');
-asa('convert', join(work, 'asa'), small, '--dtype', 'bf16');
-for (const name of [
-  'config.json',
-  'model.safetensors',
-  'tokenizer.json',
-  'tokenizer_config.json',
-]) {
-  cpSync(join(small, name), join(target, name));
-}
-console.log(JSON.stringify(figures, null, 2));
-
-function perplexity(model) {
-  return JSON.parse(
-    asa(
-      ...['eval', 'perplexity', '--backend', backend, '--json'],
-      ...['--model', model, '--data', heldOut],
-      ...['--characters', String(characters)],
-    ),
-  );
+  const counted = readFileSync(join(work, `${name}.counted`));
+  return Documents.split(tokens, eos, new Uint8Array(counted));
 }
 
-/** Bits a byte of an order-3 model of bytes, from all of the training text. */
-function trigram() {
-  const texts = (folder) =>
-    readdirSync(folder, { recursive: true })
-      .filter((name) => name.endsWith('.txt'))
-      .sort()
-      .map((name) => readFileSync(join(folder, name), 'utf8'));
-  const bytes = (text) => new TextEncoder().encode(text);
-  const model = ByteTrigram.train(texts(train).map(bytes));
-  const held = texts(heldOut).map((text) => bytes(text.slice(0, characters)));
-  const total = held.reduce((sum, text) => sum + text.length, 0);
-  return held.reduce(
-    (sum, text) => sum + (model.bitsPerByte(text) * text.length) / total,
-    0,
+function log(event) {
+  appendFileSync(join(out, 'train.jsonl'), `${JSON.stringify(event)}\n`);
+}
+
+async function openBackend() {
+  if (values.backend === 'cpu') {
+    const { openCpu } = await import(
+      '../../packages/backend-cpu/dist/index.js'
+    );
+    return openCpu();
+  }
+  const { openWebGpu } = await import(
+    '../../packages/backend-gpu/dist/webgpu.js'
   );
+  return openWebGpu();
+}
+
+/** Goes on from a checkpoint, else with `start`, else with new weights. */
+async function openTrainer(folder, documents, settings, start) {
+  const { dtype } = values;
+  if (await hasCheckpoint(folder)) {
+    return Trainer.resume(folder, backend, documents, settings, dtype);
+  }
+  const { seed } = settings;
+  const model =
+    start ??
+    new Model(
+      backend,
+      config,
+      await initialParameters(backend, config, { seed, dtype }),
+    );
+  return new Trainer(model, documents, settings);
+}
+
+/** Mean nats a token of the held-out answers, by kind and length. */
+async function answerLosses(model, context) {
+  const groups = new Map();
+  for (const { kind, length, tokens, counted } of heldOut) {
+    if (length > context) continue;
+    const targets = tokens.map((token, i) => (counted[i] ? token : -1));
+    const name = `${kind}, ${length}`;
+    const example = { tokens: tokens.slice(0, -1), targets: targets.slice(1) };
+    groups.set(name, [...(groups.get(name) ?? []), example]);
+  }
+  const means = {};
+  for (const [name, examples] of groups) {
+    const nats = await losses(model, examples);
+    const sum = nats.reduce((total, one) => total + one, 0);
+    means[name] = Number((sum / countedTargets(examples)).toFixed(3));
+  }
+  console.error(JSON.stringify(means).replaceAll('"', ''));
+  return means;
 }

@@ -46,6 +46,10 @@ const entries: Readonly<Record<string, Entry>> = {
     summary: 'size, cost and KV cache of a model',
     load: () => import('./commands/inspect'),
   },
+  plot: {
+    summary: 'draw training logs and evaluations',
+    load: () => import('./commands/plot'),
+  },
   convert: {
     summary: 'write a model in another type or in shards',
     load: () => import('./commands/convert'),

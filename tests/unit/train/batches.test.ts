@@ -37,6 +37,32 @@ test('a target is the next token of the same document; rows keep to the context'
   }
 });
 
+test('what does not count is no target, and pieces of nothing else are left out', () => {
+  const { tokens, starts } = placed(9, 6, 4);
+  const counted = Uint8Array.from(tokens, (token) =>
+    token > 1000 && token % 3 === 0 ? 1 : 0,
+  );
+  const documents = new Documents(tokens, starts, counted);
+  const batches = new Batches(documents, { context: 4, seed: 3 });
+  const targets = epochOf(batches).flatMap((row) =>
+    row.flatMap((piece) => {
+      expect(piece.tokens.length).toBe(piece.targets.length);
+      return [...piece.targets];
+    }),
+  );
+  // Of 1001 to 1005, and of 2001 to 2003, each in a piece of its own.
+  expect(targets.filter((target) => target !== -1).sort()).toEqual([
+    1002, 1005, 2001,
+  ]);
+  expect(targets).toHaveLength(4 + 1 + 3);
+  expect(documents.fingerprint()).not.toBe(
+    new Documents(tokens, starts).fingerprint(),
+  );
+  expect(() => new Documents(tokens, starts, counted.slice(1))).toThrow(
+    /counted must be as long as the 19 tokens, got 18/,
+  );
+});
+
 test('short pieces fill rows: no two rows of the epoch would fit in one', () => {
   const lengths = Array.from({ length: 60 }, (_, i) => 2 + ((i * 7) % 9));
   const batches = new Batches(placed(...lengths), { context: 16, seed: 4 });

@@ -45,6 +45,19 @@ export interface Perplexity {
   /** Bits a byte of text: comparable between tokenizers. */
   readonly bitsPerByte?: number;
   readonly bitsPerByteError?: number;
+  /** By how much of its window a prediction saw: whether more helps. */
+  readonly positions: readonly PositionLoss[];
+}
+
+/** Predictions that saw from `from` to `to` tokens, both included. */
+export interface PositionLoss {
+  readonly from: number;
+  readonly to: number;
+  readonly tokens: number;
+  /** Mean cross entropy, nats a token. */
+  readonly loss: number;
+  /** Over windows, as if they were independent; NaN for a single one. */
+  readonly standardError: number;
 }
 
 /**
@@ -64,14 +77,19 @@ export async function evaluateDocuments(
   checkRange('rows', rows, Number.MAX_SAFE_INTEGER);
   const all = [...windows(documents, context, stride)];
   const units: Unit[] = [];
+  const octaves: Octaves[] = [];
   for (let i = 0; i < all.length; i += rows) {
     options.signal?.throwIfAborted();
     const some = all.slice(i, i + rows);
     const nats = await losses(model, some);
     units.push(...sums(some, nats, options.bytesOf));
+    octaves.push(...byOctave(some, nats));
     await nextTurn();
   }
-  return summary(units, options.bytesOf !== undefined);
+  return {
+    ...summary(units, options.bytesOf !== undefined),
+    positions: positionLosses(octaves),
+  };
 }
 
 /**
@@ -128,6 +146,9 @@ interface Unit {
   readonly bytes: number;
 }
 
+/** Of a window, by the power of two of the tokens that a prediction saw. */
+type Octaves = Map<number, Unit>;
+
 function sums(
   some: readonly Window[],
   losses: Float64Array,
@@ -147,14 +168,53 @@ function sums(
   });
 }
 
-function summary(windows: readonly Unit[], hasBytes: boolean): Perplexity {
+function byOctave(some: readonly Window[], losses: Float64Array): Octaves[] {
+  let row = 0;
+  return some.map(({ document, targets }) => {
+    const octaves: Octaves = new Map();
+    for (let i = 0; i < targets.length; i++, row++) {
+      if (targets[i] === -1) continue;
+      const octave = Math.floor(Math.log2(i + 1));
+      const before = octaves.get(octave) ?? nothing(document);
+      const nats = before.nats + (losses[row] ?? 0);
+      octaves.set(octave, { ...before, nats, tokens: before.tokens + 1 });
+    }
+    return octaves;
+  });
+}
+
+function positionLosses(windows: readonly Octaves[]): PositionLoss[] {
+  const octaves = new Set(windows.flatMap((window) => [...window.keys()]));
+  return [...octaves]
+    .sort((a, b) => a - b)
+    .map((octave) => {
+      const units = windows.flatMap((window) => window.get(octave) ?? []);
+      const { nats, tokens } = units.reduce(plus, nothing(0));
+      const loss = nats / tokens;
+      const standardError = ratioError(units, loss, 'tokens');
+      const [from, to] = [2 ** octave, 2 ** (octave + 1) - 1];
+      return { from, to, tokens, loss, standardError };
+    });
+}
+
+const nothing = (document: number): Unit => ({
+  document,
+  nats: 0,
+  tokens: 0,
+  bytes: 0,
+});
+
+function summary(
+  windows: readonly Unit[],
+  hasBytes: boolean,
+): Omit<Perplexity, 'positions'> {
   const documents = new Map<number, Unit>();
   for (const unit of windows) {
     const before = documents.get(unit.document);
     documents.set(unit.document, before ? plus(before, unit) : unit);
   }
   const units = documents.size > 1 ? [...documents.values()] : windows;
-  const all = units.reduce(plus, { document: 0, nats: 0, tokens: 0, bytes: 0 });
+  const all = units.reduce(plus, nothing(0));
   if (all.tokens === 0) {
     throw new ArgumentError(
       'perplexity: a document must have at least 2 tokens to predict one, got none',

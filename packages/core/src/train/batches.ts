@@ -4,7 +4,7 @@ import type { Documents, TokenIds } from './documents';
 
 /**
  * A run of one document's tokens and, for each, the token that follows it.
- * Both are views of the corpus; both have the same length.
+ * Both have the same length; -1 where a target does not count.
  */
 export interface Piece {
   readonly tokens: TokenIds;
@@ -114,12 +114,17 @@ export class Batches {
   }
 
   private piece(index: number): Piece {
-    const { tokens } = this.documents;
+    const { tokens, counted } = this.documents;
     const start = this.pieces.starts[index] ?? 0;
     const length = this.pieces.lengths[index] ?? 0;
+    const targets = tokens.subarray(start + 1, start + length + 1);
     return {
       tokens: tokens.subarray(start, start + length),
-      targets: tokens.subarray(start + 1, start + length + 1),
+      targets: counted
+        ? Int32Array.from(targets, (target, i) =>
+            counted[start + 1 + i] ? target : -1,
+          )
+        : targets,
     };
   }
 
@@ -136,13 +141,16 @@ interface Pieces {
   readonly lengths: Uint32Array;
 }
 
-function cut({ starts, tokens }: Documents, context: number): Pieces {
+function cut({ starts, tokens, counted }: Documents, context: number): Pieces {
   const found: { start: number; length: number }[] = [];
   starts.forEach((first, document) => {
     // The last token has nothing to predict.
     const last = (starts[document + 1] ?? tokens.length) - 1;
     for (let start = first; start < last; start += context) {
-      found.push({ start, length: Math.min(context, last - start) });
+      const length = Math.min(context, last - start);
+      const targets = counted?.subarray(start + 1, start + length + 1);
+      if (targets?.every((counts) => counts === 0)) continue;
+      found.push({ start, length });
     }
   });
   return {

@@ -8,11 +8,19 @@ export class Documents {
   /**
    * @param tokens of all documents.
    * @param starts of each document in `tokens`, ascending from 0.
+   * @param counted of each token, 0 where predicting it teaches nothing; all
+   *   count when left out.
    */
   constructor(
     readonly tokens: TokenIds,
     readonly starts: Uint32Array,
+    readonly counted?: Uint8Array,
   ) {
+    if (counted && counted.length !== tokens.length) {
+      throw new ArgumentError(
+        `documents: counted must be as long as the ${tokens.length} tokens, got ${counted.length}`,
+      );
+    }
     let before = 0;
     for (const start of starts) {
       if (start < before || start > tokens.length) {
@@ -30,7 +38,11 @@ export class Documents {
   }
 
   /** Cuts a corpus behind each end token, which stays with its document. */
-  static split(tokens: TokenIds, endToken: number): Documents {
+  static split(
+    tokens: TokenIds,
+    endToken: number,
+    counted?: Uint8Array,
+  ): Documents {
     const starts: number[] = [];
     let start = 0;
     for (let i = 0; i < tokens.length; i++) {
@@ -38,7 +50,7 @@ export class Documents {
       starts.push(start);
       start = i + 1;
     }
-    return new Documents(tokens, Uint32Array.from(starts));
+    return new Documents(tokens, Uint32Array.from(starts), counted);
   }
 
   static of(documents: readonly ArrayLike<number>[]): Documents {
@@ -70,7 +82,8 @@ export class Documents {
   /** 32 bits (FNV-1a) that tell other data from these, as eight hex digits. */
   fingerprint(): string {
     let hash = 0x811c9dc5;
-    for (const values of [this.tokens, this.starts]) {
+    for (const values of [this.tokens, this.starts, this.counted]) {
+      if (!values) continue;
       for (let i = 0; i < values.length; i++) {
         hash = Math.imul(hash ^ (values[i] ?? 0), 0x01000193);
       }
