@@ -27,6 +27,7 @@ const { positionals, values } = parseArgs({
   options: {
     scale: { type: 'string', default: '1' },
     seed: { type: 'string', default: '0' },
+    phase: { type: 'string', multiple: true, default: ['short', 'long'] },
   },
 });
 const [train, heldOut, work] = positionals;
@@ -49,6 +50,7 @@ const phases = {
     text: 1.5e6,
     retrieval: 8e6,
     lengths: [256, 512],
+    isEasy: true,
     shares: {
       'words repeated': 0.4,
       'numbers listed': 0.25,
@@ -88,7 +90,8 @@ const source = { texts, words: words.filter((_, i) => i % 2 === 0), random };
 mkdirSync(tokenizerFolder, { recursive: true });
 const tokenizer = makeTokenizer();
 const made = { seed, scale, vocabularySize, phases: {} };
-for (const [name, phase] of Object.entries(phases)) {
+for (const name of values.phase) {
+  const phase = phases[name];
   const text = await encodeSome(texts, phase.text * scale);
   const retrieval = await encodeRetrieval(phase);
   const tokens = new Uint16Array(text.length + retrieval.tokens.length);
@@ -148,7 +151,8 @@ async function encodeSome(texts, count) {
 }
 
 /** Documents of every kind and length, in a random order. */
-async function encodeRetrieval({ retrieval, lengths, shares }) {
+async function encodeRetrieval({ retrieval, lengths, shares, isEasy }) {
+  const how = { ...source, isEasy };
   const plan = Object.entries(shares)
     .flatMap(([name, share]) =>
       lengths.flatMap((length) => {
@@ -171,7 +175,7 @@ async function encodeRetrieval({ retrieval, lengths, shares }) {
   function* documents() {
     for (const { kind, length } of plan) {
       const characters = 0.95 * length * perToken.get(kind);
-      const document = partsOf(retrievalDocument(kind, characters, source));
+      const document = partsOf(retrievalDocument(kind, characters, how));
       parts.push(document);
       yield document.join('');
     }

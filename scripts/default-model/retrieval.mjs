@@ -28,7 +28,8 @@ export const kinds = {
 /**
  * A document of about `characters`.
  * @param source `texts`, strings to lie between; `words`, what keys are made
- *   of; `random`.
+ *   of; `random`; `isEasy`, for little to choose from, again and again: then
+ *   what occurs at all, and what follows on a token, already tells much.
  */
 export function retrievalDocument(kind, characters, source) {
   return kind.make(source, characters, kind);
@@ -92,10 +93,12 @@ function examination({ random, words }, characters, { of }) {
 }
 
 /** Lines `KEY: VALUE.`, and the same lines again in other orders. */
-function list({ random, words }, characters, { of }) {
+function list({ random, words, isEasy }, characters, { of }) {
   const lines = characters / (of === 'uuid' ? 55 : 25);
   // Twice to eight times all of them.
-  const count = Math.ceil(lines / 2 / 4 ** random.uniform());
+  const count = isEasy
+    ? 1 + random.below(4)
+    : Math.ceil(lines / 2 / 4 ** random.uniform());
   const facts = uniqueFacts(count, of, words, random);
   const line = ({ key, value }) => `${key}: ${value}.\n`;
   let document = facts.map(line).join('');
@@ -130,13 +133,14 @@ function repeated(source, characters) {
 }
 
 /** A row of random words, and parts of it again, each behind its first word. */
-function wordsRepeated({ words, random }, characters) {
-  const count = 8 + random.below(Math.min(120, characters / 20));
+function wordsRepeated({ words, random, isEasy }, characters) {
+  const most = isEasy ? 12 : Math.min(120, characters / 20);
+  const count = 4 + random.below(most);
   const row = Array.from({ length: count }, () => pick(words, random));
   let document = `${row.join(' ')}\n`;
   while (document.length < characters) {
-    const start = random.below(count - 4);
-    const end = start + 4 + random.below(count - start - 3);
+    const start = random.below(count - 2);
+    const end = start + 3 + random.below(count - start - 2);
     const [first, ...rest] = row.slice(start, end);
     document += `${first}${marked(` ${rest.join(' ')}`)}\n`;
   }
