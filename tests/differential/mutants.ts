@@ -55,6 +55,18 @@ const scaled = (factor: number, choose?: (name: string) => boolean) =>
     for (let i = 0; i < data.length; i++) data[i] = (data[i] ?? 0) * factor;
   }, choose);
 
+/** Runs the kernel as if one of its settings were 0. */
+const zeroSetting =
+  (column: number): Mutation =>
+  (own) =>
+  (inputs, outputs, attributes) => {
+    if (inputs.settings) {
+      const data = elements(inputs.settings);
+      for (let i = column; i < data.length; i += 5) data[i] = 0;
+    }
+    own(inputs, outputs, attributes);
+  };
+
 const wrongScale = withAttributes(({ scale = 1 }) => ({ scale: scale * 1.01 }));
 const widerWindow = withAttributes(({ window }) => ({
   window: window === undefined ? undefined : window + 1,
@@ -237,6 +249,11 @@ export const mutants: Readonly<
     'dropped tail': droppedTail,
   },
   squaredNorm: { 'not accumulated': forgottenTotal },
+  sample: {
+    'always the best': zeroSetting(0),
+    'random number unused': zeroSetting(4),
+    stale,
+  },
   adamw: {
     'step off by one': withAttributes(({ step = 1 }) => ({ step: step + 1 })),
     'no decay': withAttributes(() => ({ weightDecay: 0 })),

@@ -13,6 +13,7 @@ import { linearAttentionKernels } from './linear-attention';
 import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';
+import { sampleKernels } from './sample';
 import { scatterRowsKernels } from './scatter-rows';
 import { selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
@@ -44,5 +45,6 @@ export const kernels: KernelTable = {
     ...linearAttentionKernels,
     ...squaredNormKernels,
     ...adamwKernels,
+    ...sampleKernels,
   }),
 };

@@ -30,6 +30,7 @@ import { matmul } from './matmul';
 import type { KernelOf } from './operator';
 import { rmsNorm, rmsNormBackward } from './rms-norm';
 import { rope } from './rope';
+import { sample } from './sample';
 import { scatterRows } from './scatter-rows';
 import { blockImportance, selectBlocks } from './select-blocks';
 import {
@@ -74,6 +75,7 @@ export const operators = {
   linearAttentionBackward,
   squaredNorm,
   adamw,
+  sample,
 } as const;
 
 export type OperatorName = keyof typeof operators;
@@ -99,6 +101,7 @@ export type {
   Operator,
 } from './operator';
 export type { RopeStyle } from './rope';
+export type { SampleAttributes } from './sample';
 export type {
   RankingAttributes,
   RankingOperands,

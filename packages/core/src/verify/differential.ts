@@ -1,6 +1,6 @@
 import type { Backend } from '../backend';
 import type { FloatType } from '../dtype';
-import type { OperatorName } from '../ops';
+import type { OperatorName, SampleAttributes } from '../ops';
 import {
   describeCase,
   type OperatorCase,
@@ -15,7 +15,9 @@ import {
   runOperator,
   type ValuesByName,
 } from './run-operator';
+import { compareTokens } from './sampling-rule';
 import { compareLists } from './selection-rule';
+import { relativeTolerance } from './tolerances';
 
 /** The backend on trial, and one that computes in double. */
 export interface Trial {
@@ -67,6 +69,12 @@ export async function judgeCall(
     const { indices } = got;
     if (!indices) return wrong('indices are missing');
     return compareLists(call, inputs, indices, dtype, oracle);
+  }
+  if (operator === 'sample') {
+    const spec = { shape: [], dtype: 'f32' } as const;
+    const context = { inputs, attributes };
+    const error = 4 * relativeTolerance(operator, dtype, spec, context);
+    return compareTokens(attributes as SampleAttributes, inputs, got, error);
   }
   const want = await oracle(operator, inputs, attributes);
   const context = { inputs, attributes };

@@ -231,6 +231,8 @@ const table: Readonly<Record<OperatorName, Tolerance>> = {
     magnitude: linearGradients,
   },
   squaredNorm: { growth: sum, rounds: 0 },
+  // Shares of a sum of exponentials.
+  sample: { growth: softmax, rounds: 0 },
   // At step 1 the bias correction 1 - 0.95 loses 20 u in f32.
   adamw: {
     growth: 32,

@@ -14,6 +14,7 @@ import { linearAttentionKernels } from './linear-attention';
 import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';
+import { sampleKernels } from './sample';
 import { scatterRowsKernels } from './scatter-rows';
 import { selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
@@ -44,6 +45,7 @@ export function createKernels(context: KernelContext): KernelTable {
     ...linearAttentionKernels(context),
     ...squaredNormKernels(context),
     ...adamwKernels(context),
+    ...sampleKernels(context),
   };
 }
 

@@ -369,6 +369,39 @@ export const adamwCases: Cases = fc
     seed,
   }));
 
+export const sampleCases: Cases = fc
+  .record({
+    rows: fc.constantFrom(1, 2, 3, 7),
+    vocabulary: fc.oneof(width, fc.constantFrom(257, 1031)),
+    cut: fc.constantFrom(0, 0, 1),
+    temperature: fc.constantFrom(0, 0.5, 1, 3),
+    topK: fc.constantFrom(1, 2, 5, 40, 2000),
+    topP: fc.constantFrom(1, 0.9, 0.3),
+    minP: fc.constantFrom(0, 0, 0.05, 1),
+    seed: dataSeed,
+  })
+  .map(({ rows, vocabulary, cut, temperature, topK, topP, minP, seed }) => ({
+    operator: 'sample',
+    inputs: {
+      logits: data(rows, vocabulary),
+      settings: {
+        ...statistic(rows, 5),
+        fill: (random: Random) =>
+          Float64Array.from(
+            range(rows).flatMap(() => [
+              temperature,
+              topK,
+              topP,
+              minP,
+              random.uniform(),
+            ]),
+          ),
+      },
+    },
+    attributes: { width: Math.max(1, vocabulary - cut) },
+    seed,
+  }));
+
 /** Squares, away from 0: what sums of squares look like. */
 function positive(input: Input): Input {
   return {

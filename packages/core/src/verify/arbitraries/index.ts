@@ -44,6 +44,7 @@ export const operatorCases: Readonly<
   linearAttentionBackward: attention.linearAttentionBackwardCases,
   squaredNorm: dense.squaredNormCases,
   adamw: dense.adamwCases,
+  sample: dense.sampleCases,
 };
 
 /**
