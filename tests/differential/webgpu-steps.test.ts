@@ -2,6 +2,7 @@ import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
 import {
   type Backend,
   Engine,
+  type GenerateOptions,
   type ModelConfig,
   type Session,
 } from '@asa/core';
@@ -18,6 +19,7 @@ import {
   mla,
   nsa,
   randomTokens,
+  rmsRatio,
   tinyConfig,
   tinyModel,
 } from '../unit/engine/tiny-models';
@@ -79,6 +81,53 @@ describe.skipIf(reason)(`steps that are replayed ${reason ?? ''}`, () => {
     model.free();
   });
 
+  test('generates what the host chooses, and leaves sessions as it does', {
+    timeout,
+  }, async () => {
+    const [, config] = configs[0]!;
+    const chosen = await chapters(gpu, config);
+    const wanted = await chapters(plain, config);
+    expect(chosen.tokens).toEqual(wanted.tokens);
+    // What is still to be run differs, so other tokens share a batch.
+    for (const [i, logits] of chosen.logits.entries()) {
+      expect(rmsRatio(logits, wanted.logits[i]!)).toBeLessThan(2e-5);
+    }
+    for (const [i, logprob] of chosen.logprobs.entries()) {
+      expect(logprob).toBeCloseTo(wanted.logprobs[i] ?? 0, 4);
+    }
+  });
+
+  test('a layer with a state generates without running ahead', {
+    timeout,
+  }, async () => {
+    const [, config] = configs[3]!;
+    const chosen = await chapters(gpu, config);
+    const wanted = await chapters(plain, config);
+    expect(chosen.tokens).toEqual(wanted.tokens);
+    expect(chosen.logits).toEqual(wanted.logits);
+  });
+
+  test('generating again and again takes no more memory', {
+    timeout,
+  }, async () => {
+    const [, config] = configs[2]!;
+    const { model, engine } = await open(gpu, config);
+    const session = engine.session();
+    const generate = async (times: number) => {
+      for (let i = 0; i < times; i++) {
+        session.reset();
+        const options = { prompt: [1, 2, 3], maxTokens: 4, eos: [], seed: i };
+        for await (const _ of engine.generate(session, options));
+      }
+      const { bytesInUse } = gpu.memory();
+      return { bytesInUse, buffers: gpu.buffersCreated };
+    };
+    const before = await generate(10);
+    expect(await generate(40)).toEqual(before);
+    engine.free();
+    model.free();
+  });
+
   test('a recording ends with the memory that it uses', async () => {
     const inUse = gpu.memory().bytesInUse;
     const [, config] = configs[0]!;
@@ -98,6 +147,66 @@ describe.skipIf(reason)(`steps that are replayed ${reason ?? ''}`, () => {
 async function open(backend: Backend, config: ModelConfig) {
   const model = await tinyModel(backend, config);
   return { model, engine: Engine.from(model) };
+}
+
+/** Generations that end in every way, and the logits behind them. */
+async function chapters(backend: Backend, config: ModelConfig) {
+  const { model, engine } = await open(backend, config);
+  const tokens: (number | string)[][] = [];
+  const logprobs: number[] = [];
+  const logits: Float32Array[] = [];
+  const run = async (
+    sessions: readonly Session[],
+    options: readonly GenerateOptions[],
+    most = Number.POSITIVE_INFINITY,
+  ) => {
+    const lists: (number | string)[][] = sessions.map(() => []);
+    let count = 0;
+    for await (const { index, event } of engine.generateBatch(
+      sessions,
+      options,
+    )) {
+      lists[index]?.push('token' in event ? event.token : event.reason);
+      if ('token' in event) logprobs.push(event.logprob);
+      count += 1;
+      if (count === most) break;
+    }
+    tokens.push(...lists);
+    logits.push(...(await engine.extend(sessions, [[5], [6], [7]])));
+  };
+  const sessions = engine.sessions(3, { capacity: 50 });
+  const at = (seed: number, more: GenerateOptions): GenerateOptions => ({
+    seed,
+    eos: [],
+    ...more,
+  });
+  // Of three lengths and ways to choose; they end one after the other.
+  await run(sessions, [
+    at(1, { prompt: [1, 2, 3], maxTokens: 15, temperature: 0 }),
+    at(2, { prompt: [4], maxTokens: 9, topK: 5, temperature: 1.5 }),
+    at(3, { prompt: [5, 6, 7, 8, 9, 1], maxTokens: 4, topP: 0.8, minP: 0.01 }),
+  ]);
+  // By end tokens, at the end of the room, and by a caller who leaves.
+  await run(sessions, [
+    at(4, { eos: [2, 3, 5] }),
+    at(5, { eos: [2, 3, 5, 7], maxTokens: 20 }),
+    at(6, { maxTokens: 12 }),
+  ]);
+  await run(
+    sessions,
+    sessions.map((_, i) => at(i, { maxTokens: 9 })),
+    8,
+  );
+  const [first] = sessions;
+  if (!first) throw new Error('no session');
+  const events: string[] = [];
+  for await (const event of engine.generate(first, at(9, {}))) {
+    events.push('token' in event ? String(event.token) : event.reason);
+  }
+  tokens.push(events);
+  engine.free();
+  model.free();
+  return { tokens, logprobs, logits };
 }
 
 /** All logits of sessions that live through what sessions can. */

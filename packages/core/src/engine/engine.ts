@@ -176,11 +176,18 @@ export class Engine {
     if (this.ownsModel) this.model.free();
   }
 
+  /** Tokens that can come: an embedding may have rows that mean nothing. */
+  private get width(): number {
+    const { vocabularySize } = this.config;
+    const known = this.tokenizer?.vocabularySize ?? vocabularySize;
+    return Math.min(vocabularySize, known);
+  }
+
   private pool(slots: number, options: SessionOptions): SlotPool {
     const { capacity = this.config.context, ring = true } = options;
     const { backend, config, dtype } = this.model;
     const cache = new Cache(backend, config, { slots, capacity, ring, dtype });
-    const steps = new Steps(this.model, cache);
+    const steps = new Steps(this.model, cache, this.width);
     const pool = new SlotPool(cache, steps, () => this.pools.delete(pool));
     this.pools.set(pool, { capacity, ring });
     return pool;

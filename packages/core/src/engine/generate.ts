@@ -5,10 +5,12 @@ import { Random } from '../random';
 import { StopMatcher } from '../text/stop';
 import type { StreamDecoder } from '../text/stream-decoder';
 import type { Tokenizer } from '../text/tokenizer';
+import { type DeviceGeneration, decode } from './decode';
 import { type ExtendOptions, extendTimelines } from './extend';
 import {
   checkSamplerOptions,
   History,
+  needsHost,
   type Sampled,
   type SamplerOptions,
   sample,
@@ -105,6 +107,7 @@ export async function* generateAll(
     );
     let active = all;
     let options: ExtendOptions = { chunk };
+    const isOnDevice = canDecode(model, requests);
     while (active.length > 0) {
       const logits = await extendTimelines(
         model,
@@ -116,16 +119,42 @@ export async function* generateAll(
       }
       active = active.filter(({ hasEnded }) => !hasEnded);
       options = {};
+      const [first] = active;
+      if (first && isOnDevice) {
+        return yield* decode(first.timeline.pool.steps, active);
+      }
     }
   } finally {
     for (const timeline of timelines) timeline.unlock();
   }
 }
 
+/**
+ * Whether the tokens behind the prompts can be chosen on the device: it
+ * records, all timelines share a cache, and nothing is asked for that only the
+ * host's sampler does.
+ */
+function canDecode(
+  { backend, dtype }: Model,
+  requests: readonly GenerateRequest[],
+): boolean {
+  const pools = new Set(requests.map(({ timeline }) => timeline.pool));
+  const [pool] = pools;
+  if (pools.size !== 1 || !pool?.steps.isPossible) return false;
+  const { width } = pool.steps;
+  const rows = requests.length;
+  const specs = {
+    logits: { shape: [rows, width], dtype },
+    settings: { shape: [rows, 5], dtype: 'f32' },
+  } as const;
+  const isThere = backend.supports('sample', specs, { width }) === true;
+  return isThere && requests.every(({ options }) => !needsHost(options));
+}
+
 /** One timeline's way from prompt to end. */
-class Generation {
+class Generation implements DeviceGeneration {
   hasEnded = false;
-  private readonly timeline: Timeline;
+  readonly timeline: Timeline;
   private readonly options: GenerateOptions;
   private readonly prompt: ArrayLike<number>;
   private readonly history: History;
@@ -160,14 +189,7 @@ class Generation {
     this.decoder = tokenizer?.streamDecoder({
       after: before.filter((token) => token < tokenizer.vocabularySize),
     });
-    this.width = Math.min(
-      model.config.vocabularySize,
-      tokenizer?.vocabularySize ?? Number.POSITIVE_INFINITY,
-    );
   }
-
-  /** Tokens that can come: an embedding may have rows that mean nothing. */
-  private readonly width: number;
 
   /** What the timeline has to run before the next token. */
   extension() {
@@ -181,22 +203,53 @@ class Generation {
   /** One token, or the end, or both. */
   *step(logits: Float32Array | undefined): Generator<BatchEvent> {
     this.promptAt ??= performance.now();
-    const { maxTokens = Number.POSITIVE_INFINITY, signal } = this.options;
-    if (!logits || signal?.aborted) return yield this.end('abort');
-    if (this.generated >= maxTokens) return yield this.end('length');
-    if (this.timeline.length === this.timeline.capacity) {
-      return yield this.end('capacity');
+    if (!logits) return yield this.end('abort');
+    yield* this.endEarly();
+    if (this.hasEnded) return;
+    const { width } = this.timeline.pool.steps;
+    const { history, options, random } = this;
+    const sampled = sample(logits.subarray(0, width), history, options, random);
+    yield* this.accept(sampled);
+  }
+
+  *endEarly(): Generator<BatchEvent> {
+    if (this.hasEnded) return;
+    if (this.options.signal?.aborted) yield this.end('abort');
+    else if (this.generated >= this.most) yield this.end('length');
+    else if (this.isFull(0)) yield this.end('capacity');
+  }
+
+  *accept(sampled: Sampled): Generator<BatchEvent> {
+    if (sampled.token < 0) {
+      throw new ArgumentError(
+        'sampler: logits must not be NaN or +Infinity, got one on the device',
+      );
     }
-    const sampled = sample(
-      logits.subarray(0, this.width),
-      this.history,
-      this.options,
-      this.random,
-    );
     if (this.eos.has(sampled.token)) return yield this.end('eos');
     yield this.take(sampled);
     if (this.matcher.matched !== undefined) return yield this.end('stop');
-    if (this.generated >= maxTokens) yield this.end('length');
+    if (this.generated >= this.most) yield this.end('length');
+  }
+
+  wants(ahead: number): boolean {
+    return this.generated + ahead < this.most && !this.isFull(ahead);
+  }
+
+  settings(): readonly number[] {
+    const { temperature = 1, topP = 1, minP = 0 } = this.options;
+    const { width } = this.timeline.pool.steps;
+    const topK = Math.min(this.options.topK ?? width, width);
+    const random = temperature === 0 ? 0 : this.random.uniform();
+    return [temperature, topK, topP, minP, random];
+  }
+
+  private get most(): number {
+    return this.options.maxTokens ?? Number.POSITIVE_INFINITY;
+  }
+
+  private isFull(ahead: number): boolean {
+    const { length, capacity } = this.timeline;
+    return length + ahead >= capacity;
   }
 
   private take(sampled: Sampled): BatchEvent {

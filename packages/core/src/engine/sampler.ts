@@ -88,6 +88,19 @@ export function sample(
   };
 }
 
+/** Asks for what the operator `sample` does not know. */
+export function needsHost(options: SamplerOptions): boolean {
+  const { logitBias, repetitionPenalty = 1, top } = options;
+  const { frequencyPenalty = 0, presencePenalty = 0 } = options;
+  return (
+    (logitBias?.size ?? 0) > 0 ||
+    repetitionPenalty !== 1 ||
+    frequencyPenalty !== 0 ||
+    presencePenalty !== 0 ||
+    top !== undefined
+  );
+}
+
 /**
  * Refuses options that mean nothing.
  * @throws ArgumentError

@@ -1,7 +1,9 @@
 import type { Recording } from '../backend';
+import { ArgumentError } from '../errors';
 import type { Batch } from '../model/batch';
 import type { Cache } from '../model/cache';
 import type { Model } from '../model/model';
+import { sample } from '../ops/sample';
 import { Scope } from '../scope';
 import type { Tensor } from '../tensor';
 
@@ -11,8 +13,15 @@ export interface StepPlace {
   readonly pasts: readonly number[];
 }
 
-/** Recordings that are kept of one cache, the least used go. */
+/** Tokens of the host, or rows of a tensor on the device. */
+export type StepTokens =
+  | readonly number[]
+  | { readonly from: Tensor; readonly rows: readonly number[] };
+
+/** Recordings that are kept of one cache; the one used longest ago goes. */
 const MOST = 24;
+/** Columns of the settings of `sample`. */
+const SETTINGS = 5;
 
 /**
  * Decoding on a backend that records: a step's commands are enqueued by the
@@ -23,9 +32,11 @@ export class Steps {
   /** The last used first. */
   private recorded: Step[] = [];
 
+  /** @param width tokens below it can be chosen. */
   constructor(
     private readonly model: Model,
     private readonly cache: Cache,
+    readonly width: number,
   ) {}
 
   /** The backend records. */
@@ -36,18 +47,29 @@ export class Steps {
   /**
    * Enqueues one token a slot, where `isPossible`. What the step gives holds
    * until the next call.
+   * @param settings of the operator `sample`, five numbers a token; the best
+   *   token is chosen when they are left out.
    */
-  run(place: StepPlace, tokens: readonly number[]): Step {
+  run(
+    place: StepPlace,
+    tokens: StepTokens,
+    settings: readonly number[] = place.slots.flatMap(() => [0, 1, 1, 0, 0]),
+  ): Step {
     const found = this.recorded.find((step) => step.moveTo(place, tokens));
-    if (found?.replay()) {
-      this.use(found);
-      return found;
+    const step =
+      found ?? new Step(this.model, this.cache, this.width, place, tokens);
+    if (!step.run(tokens, settings)) {
+      // Memory that it uses is gone.
+      this.drop(step);
+      return this.run(place, tokens, settings);
     }
-    if (found) this.drop(found);
-    const step = new Step(this.model, this.cache, place, tokens);
     this.use(step);
-    for (const old of this.recorded.slice(MOST)) this.drop(old);
     return step;
+  }
+
+  /** The tokens that a step chose and their log-probabilities, in pairs. */
+  async read(step: Step): Promise<ArrayLike<number>> {
+    return this.model.backend.read(step.chosen.storage);
   }
 
   free(): void {
@@ -58,6 +80,7 @@ export class Steps {
   private use(step: Step): void {
     if (this.recorded[0] === step) return;
     this.recorded = [step, ...this.recorded.filter((other) => other !== step)];
+    for (const old of this.recorded.slice(MOST)) this.drop(old);
   }
 
   private drop(step: Step): void {
@@ -66,61 +89,104 @@ export class Steps {
   }
 }
 
-/** The commands of one step, and the tensors that it leaves. */
+/** What a step leaves on the device. */
+interface Results {
+  /** `[S, V]`: logits behind each token. */
+  readonly logits: Tensor;
+  /** i32 `[S]`: the tokens that were chosen from them. */
+  readonly tokens: Tensor;
+  /** `[S, 2]`: the same, and their log-probabilities. */
+  readonly chosen: Tensor;
+}
+
+/** The commands of one step, recorded when it runs for the first time. */
 export class Step {
   private readonly scope: Scope;
   private readonly batch: Batch;
   private readonly slots: readonly number[];
-  private readonly recording: Recording;
-  /** `[S, V]`: logits behind each token. */
-  readonly logits: Tensor;
+  private readonly settings: Tensor;
+  private recording: Recording | undefined;
+  private results: Results | undefined;
 
-  /** Records the step and runs it for the first time. */
   constructor(
-    model: Model,
-    cache: Cache,
+    private readonly model: Model,
+    private readonly cache: Cache,
+    private readonly width: number,
     { slots, pasts }: StepPlace,
-    tokens: readonly number[],
+    tokens: StepTokens,
   ) {
-    const { backend } = model;
     this.slots = [...slots];
-    this.scope = new Scope(backend);
+    this.scope = new Scope(model.backend);
     this.batch = model.batch(
-      tokens.map((token, i) => ({ tokens: [token], past: pasts[i] ?? 0 })),
+      pasts.map((past, i) => ({ tokens: [hostToken(tokens, i)], past })),
     );
-    let logits: Tensor | undefined;
-    try {
-      const recording = backend.record?.(() => {
-        const hidden = model.forward(this.scope, this.batch, {
-          cache: { cache, slots: this.slots },
-        });
-        logits = model.logits(this.scope, hidden);
-      });
-      if (!recording || !logits) throw new Error('internal: nothing recorded');
-      this.recording = recording;
-      this.logits = logits;
-    } catch (error) {
-      this.scope.free();
-      this.batch.free();
-      throw error;
-    }
+    const shape = [slots.length, SETTINGS];
+    this.settings = this.scope.empty(shape, 'f32');
   }
 
-  /** Lays other tokens out; false where they need other commands. */
-  moveTo({ slots, pasts }: StepPlace, tokens: readonly number[]): boolean {
+  get logits(): Tensor {
+    return this.result('logits');
+  }
+
+  get tokens(): Tensor {
+    return this.result('tokens');
+  }
+
+  get chosen(): Tensor {
+    return this.result('chosen');
+  }
+
+  /** Stands at another place; false where that needs other commands. */
+  moveTo({ slots, pasts }: StepPlace, tokens: StepTokens): boolean {
     const isSame =
       slots.length === this.slots.length &&
       slots.every((slot, i) => slot === this.slots[i]);
-    return isSame && this.batch.moveTo(pasts, tokens);
+    return (
+      isSame && this.batch.moveTo(pasts, 'from' in tokens ? undefined : tokens)
+    );
   }
 
-  replay(): boolean {
-    return this.recording.replay();
+  /** Enqueues it where it stands; false where memory that it uses was freed. */
+  run(tokens: StepTokens, settings: readonly number[]): boolean {
+    const { backend } = this.model;
+    backend.write(this.settings.storage, Float32Array.from(settings));
+    if ('from' in tokens) this.batch.take(tokens.from, tokens.rows);
+    if (this.recording) return this.recording.replay();
+    try {
+      this.recording = backend.record?.(() => this.enqueue());
+    } catch (error) {
+      this.free();
+      throw error;
+    }
+    return true;
   }
 
   free(): void {
     this.scope.free();
     this.batch.free();
-    this.recording.free();
+    this.recording?.free();
   }
+
+  private enqueue(): void {
+    const { model, cache, scope, slots, width, settings } = this;
+    const hidden = model.forward(scope, this.batch, {
+      cache: { cache, slots },
+    });
+    const logits = model.logits(scope, hidden);
+    this.results = {
+      logits,
+      ...scope.run(sample, { logits, settings }, { width }),
+    };
+  }
+
+  private result(name: keyof Results): Tensor {
+    if (!this.results)
+      throw new ArgumentError('internal: the step has not run');
+    return this.results[name];
+  }
+}
+
+/** A token in its place; those on the device are taken when the step runs. */
+function hostToken(tokens: StepTokens, index: number): number {
+  return 'from' in tokens ? 0 : (tokens[index] ?? 0);
 }

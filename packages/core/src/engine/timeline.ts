@@ -89,6 +89,16 @@ export class Timeline {
     }
   }
 
+  /** Tokens that the cache has taken. */
+  get ran(): number {
+    return this.retention.length;
+  }
+
+  /** The cache can always take back its last token. */
+  get canGoBack(): boolean {
+    return !this.retention.limits.isRecurrent;
+  }
+
   /** Tokens still to be run, staged ones included. */
   get pending(): number {
     return this.count + this.staged - this.retention.length;
