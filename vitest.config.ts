@@ -38,7 +38,7 @@ export default defineConfig({
         test: {
           name: 'sources',
           include: ['tests/**/*.test.ts'],
-          exclude: ['tests/end-to-end/**'],
+          exclude: ['tests/end-to-end/**', 'tests/browser/**'],
           // Far above what any test takes: a busy machine is no failure.
           testTimeout: 60_000,
         },
@@ -49,7 +49,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: 'built',
-          include: ['tests/end-to-end/**/*.test.ts'],
+          include: ['tests/{end-to-end,browser}/**/*.test.ts'],
           testTimeout: 120_000,
         },
       },

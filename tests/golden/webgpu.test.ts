@@ -19,7 +19,8 @@ const reason = existsSync(shared)
 
 test.skipIf(reason)(
   `WebGPU gives the results of other implementations ${reason ?? ''}`,
-  { timeout: 600_000 },
+  // Four models are trained, for which a software adapter compiles much.
+  { timeout: 1_800_000 },
   async () => {
     const backend = await openWebGpu({ gpu: softwareGpu(), poison: true });
     const reference = await openCpu();
