@@ -16,7 +16,7 @@ export interface BackendEntry {
 }
 
 /** All backends, in the order in which `auto` tries them. */
-export const backends: readonly BackendEntry[] = [
+const backends: readonly BackendEntry[] = [
   {
     name: 'webgpu',
     explain: async () => (await whyNoGpu()) ?? (await probeWebGpu()).reason,

@@ -2,7 +2,7 @@ import type { BenchReport } from '@asa/core/bench';
 import { formatNumber } from './terminal';
 
 /** A report, and the program that made it. */
-export type VersionedReport = BenchReport & { readonly version: string };
+type VersionedReport = BenchReport & { readonly version: string };
 
 type ReportRow = BenchReport['rows'][number];
 

@@ -3,7 +3,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 
 /** A driver as the Vulkan loader finds it: a JSON file that names a library. */
-export interface VulkanDriver {
+interface VulkanDriver {
   readonly path: string;
   /** Its `ICD.library_path`. */
   readonly library?: string;

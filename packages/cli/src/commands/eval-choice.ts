@@ -26,7 +26,7 @@ import { print, printJson, table } from '../terminal';
 import { integer } from '../values';
 
 /** A task's file and what came of it. */
-export interface ChoiceTask extends ChoiceSummary {
+interface ChoiceTask extends ChoiceSummary {
   readonly task: string;
 }
 

@@ -74,7 +74,7 @@ export function randomTokens(
   return Int32Array.from({ length: count }, () => random.below(vocabularySize));
 }
 
-export const bytesOf = (shape: Shape, dtype: FloatType) =>
+const bytesOf = (shape: Shape, dtype: FloatType) =>
   sizeOf(shape) * bytesPerElement[dtype];
 
 function normals(seed: number, size: number, deviation: number): Float64Array {

@@ -25,14 +25,14 @@ import { type Draw, emptyDraw, normalDraw, normalValues } from './fill';
 import type { BenchProfile } from './profile';
 
 /** An operator, and where each of its inputs comes from. */
-export interface Step {
+interface Step {
   readonly operator: OperatorName;
   readonly attributes: { readonly sequences?: Sequences };
   readonly inputs: Readonly<Record<string, Source>>;
 }
 
 /** A shape to fill at random, or an output of another operator. */
-export type Source = Shape | { readonly step: Step; readonly output: string };
+type Source = Shape | { readonly step: Step; readonly output: string };
 
 const isShape = (source: Source): source is Shape => Array.isArray(source);
 

@@ -67,7 +67,7 @@ async function repeat(
   return performance.now() - start;
 }
 
-export function spread(
+function spread(
   times: readonly number[],
 ): Pick<Timing, 'ms' | 'lower' | 'upper' | 'fastest'> {
   const sorted = [...times].sort((a, b) => a - b);

@@ -59,7 +59,7 @@ export const quadOf = (start: number, r: number) =>
   `(${start / 4 + 16 * r}u + tx)`;
 
 /** Rows of all operands are whole vectors of four. */
-export function isVector({ width, ropeWidth, valueWidth }: AttentionShape) {
+function isVector({ width, ropeWidth, valueWidth }: AttentionShape) {
   return [width, ropeWidth, valueWidth].every((extent) => extent % 4 === 0);
 }
 
