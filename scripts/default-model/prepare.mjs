@@ -4,14 +4,21 @@
 //   node scripts/default-model/prepare.mjs TRAIN_FOLDER HELD_OUT_FOLDER WORK_FOLDER
 //
 // The folders hold .txt files. Runs on the CPU, in minutes. Build first
-// (`npx turbo run build`). WORK_FOLDER then holds
+// (`npx turbo run build`). --phase short or long makes that one alone, with the
+// tokenizer that is there. WORK_FOLDER then holds
 //   tokenizer/                tokenizer.json, tokenizer_config.json
 //   short.u16, long.u16       tokens of a phase of training, 16 bits each, an
 //                             end token behind each document
 //   short.counted, …          a byte a token: 1 where it is to be predicted
 //   held-out.json             retrieval documents of other texts, other keys
 //   prepared.json             what was made of what
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
@@ -88,8 +95,8 @@ const random = Random.fromSeed(seed);
 const source = { texts, words: words.filter((_, i) => i % 2 === 0), random };
 
 mkdirSync(tokenizerFolder, { recursive: true });
-const tokenizer = makeTokenizer();
-const made = { seed, scale, vocabularySize, phases: {} };
+const tokenizer = openTokenizer() ?? makeTokenizer();
+const made = { seed, scale, vocabularySize, phases: before() };
 for (const name of values.phase) {
   const phase = phases[name];
   const text = await encodeSome(texts, phase.text * scale);
@@ -113,6 +120,25 @@ writeFileSync(
   `${JSON.stringify(made, null, 2)}\n`,
 );
 console.log(JSON.stringify(made));
+
+/** That of an earlier call, so that one phase can be made again. */
+function openTokenizer() {
+  const file = join(tokenizerFolder, 'tokenizer.json');
+  if (!existsSync(file)) return undefined;
+  const json = (name) =>
+    JSON.parse(readFileSync(join(tokenizerFolder, name), 'utf8'));
+  return Tokenizer.fromJson(
+    json('tokenizer.json'),
+    json('tokenizer_config.json'),
+    file,
+  );
+}
+
+/** What an earlier call made of the phases. */
+function before() {
+  const file = join(work, 'prepared.json');
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).phases : {};
+}
 
 /** A vocabulary of the text, with the words of the questions in it. */
 function makeTokenizer() {

@@ -120,18 +120,19 @@ await backend.destroy();
 process.exit(0);
 
 /** Trains a phase to its end or the deadline; the model behind it. */
-async function run({ name, ...settings }, start) {
+async function run({ name, ...settings }, begun) {
   const documents = documentsOf(name);
   const folder = await folderOf({ name });
-  const trainer = await openTrainer(folder, documents, settings, start);
-  const { steps } = settings;
-  let shown = seconds();
+  const trainer = await openTrainer(folder, documents, settings, begun);
+  const { steps, rows, context } = settings;
+  const start = seconds();
+  let shown = start;
   while (trainer.steps < steps && seconds() < number('seconds')) {
     const event = await trainer.step();
     log({ phase: name, ...event });
     const { step, loss, gradientNorm, tokensPerSecond } = event;
     if (step % number('every') === 0 || step === steps) {
-      const found = await answerLosses(trainer.model, settings.context);
+      const found = await answerLosses(trainer.model, context);
       log({ phase: name, kind: 'answers', step, losses: found });
     } else if (seconds() - shown < 2) continue;
     shown = seconds();
@@ -141,7 +142,9 @@ async function run({ name, ...settings }, start) {
     );
   }
   await trainer.save(folder, { keep: 1 });
-  log({ phase: name, kind: 'end', step: trainer.steps, seconds: seconds() });
+  const tokens = trainer.steps * rows * context;
+  const end = { step: trainer.steps, tokens, seconds: seconds() - start };
+  log({ phase: name, kind: 'end', ...end });
   const { model } = trainer;
   trainer.free();
   return model;
