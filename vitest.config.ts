@@ -26,7 +26,15 @@ export const sources = [
   },
 ];
 
+/** CUDA's kernels are imported as text, as in the built package. */
+export const kernelText = {
+  name: 'kernel-text',
+  transform: (code: string, id: string) =>
+    /\.cuh?$/.test(id) ? `export default ${JSON.stringify(code)}` : undefined,
+};
+
 export default defineConfig({
+  plugins: [kernelText],
   test: {
     // CI counts the tests from the JSON report.
     reporters: process.env.CI ? ['default', 'json'] : ['default'],

@@ -1,7 +1,11 @@
 import { defineConfig } from 'tsup';
 
 export default defineConfig({
-  entry: { index: 'src/index.ts', webgpu: 'src/webgpu/index.ts' },
+  entry: {
+    index: 'src/index.ts',
+    webgpu: 'src/webgpu/index.ts',
+    cuda: 'src/cuda/index.ts',
+  },
   format: ['esm', 'cjs'],
   // Shared chunks: the entry that opens any driver reads a driver's code when
   // its turn comes, and a class that two entries hold is one class.
@@ -10,7 +14,9 @@ export default defineConfig({
   treeshake: true,
   target: 'es2023',
   platform: 'neutral',
-  external: ['webgpu'],
+  external: ['webgpu', 'koffi', /^node:/],
+  // CUDA kernels travel as text and are compiled where they run.
+  loader: { '.cu': 'text', '.cuh': 'text' },
   tsconfig: '../../tsconfig.build.json',
   dts: true,
   sourcemap: true,

@@ -30,6 +30,15 @@ const backends: readonly BackendEntry[] = [
     explain: async () => undefined,
     open: async () => (await import('@asa/backend-cpu')).openCpu(),
   },
+  {
+    // Behind the CPU: for now it is asked for by its name.
+    name: 'cuda',
+    explain: async () => {
+      const { explainCuda } = await import('@asa/backend-gpu/cuda');
+      return explainCuda().then(() => undefined, reasonOf);
+    },
+    open: async () => (await import('@asa/backend-gpu/cuda')).openCuda(),
+  },
 ];
 
 /** What `--backend` takes. */
@@ -96,7 +105,11 @@ async function tryOpen(entry: BackendEntry): Promise<Backend | string> {
   try {
     return await entry.open();
   } catch (error) {
-    if (!(error instanceof Error)) return String(error);
-    return 'reason' in error ? `${error.reason}` : error.message;
+    return reasonOf(error);
   }
+}
+
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  return 'reason' in error ? `${error.reason}` : error.message;
 }

@@ -1,6 +1,6 @@
 /// <reference types="@webgpu/types" />
 import { ArgumentError, UnsupportedError } from '@asa/core';
-import { checkKnownAnswer } from './known-answer';
+import { checkKnownAnswer } from '../known-answer';
 import { loadGpu } from './loader';
 import { type MatrixUnit, matrixFeature, matrixUnitOf } from './matrix-unit';
 import { WebGpuBackend } from './webgpu-backend';

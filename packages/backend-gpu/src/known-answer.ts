@@ -26,7 +26,7 @@ export async function checkKnownAnswer(backend: Backend): Promise<void> {
       if (got[i] !== want) {
         throw new UnsupportedError(
           'open',
-          'webgpu',
+          backend.name,
           `a product of whole numbers is wrong, ${got[i]} at ${i} for ${want}: the device or its driver is faulty`,
         );
       }

@@ -1,0 +1,355 @@
+import {
+  type Allocation,
+  ArgumentError,
+  type Backend,
+  bytesPerElement,
+  type DType,
+  DTypeError,
+  type HostArray,
+  type KernelTable,
+  type MemoryStatistics,
+  type OperatorName,
+  type Storage,
+  Tensor,
+  type TensorSpec,
+  TensorStateError,
+} from '@asa/core';
+import { Allocator } from './allocator';
+import type { CudaContext, CudaStream, ProductLibrary } from './bindings';
+import type { Compiler } from './compiler';
+import type { DeviceFacts, Driver } from './driver';
+import { Functions } from './functions';
+import type { KernelCache } from './kernel-cache';
+import { createKernels, type KernelContext, reasonAgainst } from './kernels';
+import { type Launch, packArguments } from './launch';
+import { Memory, memoryOf } from './memory';
+import { type Product, Products } from './products';
+import { capture, type Recording } from './recording';
+import { Staging } from './staging';
+
+/** What cuBLASLt may write between the steps of a product. */
+const WORKSPACE_BYTES = 2 ** 25;
+
+export interface CudaBackendParts {
+  readonly driver: Driver;
+  readonly compiler: Compiler;
+  readonly products: ProductLibrary;
+  readonly cache: KernelCache;
+  readonly device: number;
+  readonly facts: DeviceFacts;
+  readonly limitBytes: number;
+  readonly poison: boolean;
+  readonly allowTf32: boolean;
+}
+
+/** The context that calls of this thread go to. */
+let current: CudaContext | undefined;
+
+/** Operators as CUDA kernels on one device, in the order of one stream. */
+export class CudaBackend implements Backend, KernelContext {
+  readonly name = 'cuda';
+  readonly description: string;
+  readonly kernels: KernelTable;
+  readonly facts: DeviceFacts;
+
+  private readonly driver: Driver;
+  private readonly context: CudaContext;
+  private readonly stream: CudaStream;
+  private readonly allocator: Allocator;
+  private readonly staging: Staging;
+  private readonly functions: Functions;
+  private readonly products: Products;
+  private readonly argumentView: DataView;
+  private readonly live = new Set<Memory>();
+  private bytesInUse = 0;
+  private peakBytes = 0;
+  private allocations = 0;
+  private isCapturing = false;
+  private destroyed = false;
+
+  constructor(private readonly parts: CudaBackendParts) {
+    const { driver, facts, limitBytes } = parts;
+    this.driver = driver;
+    this.facts = facts;
+    this.description = `${facts.name}, sm_${facts.capability}`;
+    this.context = driver.retainContext(parts.device);
+    current = undefined;
+    this.makeCurrent();
+    this.stream = driver.createStream();
+    this.allocator = new Allocator(driver, limitBytes);
+    this.staging = new Staging(driver, this.stream);
+    this.functions = new Functions(
+      driver,
+      parts.compiler,
+      parts.cache,
+      facts.capability,
+    );
+    const workspace = this.allocator.take(WORKSPACE_BYTES, 0);
+    this.products = new Products(
+      parts.products,
+      this.stream,
+      workspace,
+      parts.allowTf32,
+    );
+    const { buffer, byteOffset, byteLength } = driver.argumentBytes;
+    this.argumentView = new DataView(buffer, byteOffset, byteLength);
+    this.kernels = createKernels(this);
+  }
+
+  /** Device allocations since it was opened: a warm step makes none. */
+  get buffersCreated(): number {
+    return this.allocator.created;
+  }
+
+  supports(
+    operator: OperatorName,
+    inputs: Readonly<Record<string, TensorSpec | undefined>>,
+    attributes: unknown,
+  ): true | string {
+    this.checkOpen();
+    if (this.kernels[operator] === undefined) return 'it has no kernel for it';
+    for (const name in inputs) {
+      if (inputs[name]?.dtype === 'f64') {
+        return `it computes in f32, and ${name} is f64`;
+      }
+    }
+    return reasonAgainst(operator, inputs, attributes, this.facts);
+  }
+
+  allocate(elements: number, dtype: DType): Storage {
+    this.check();
+    const bytes = elements * bytesPerElement[dtype];
+    const block = this.allocator.take(bytes, this.bytesInUse);
+    const memory = new Memory(block, elements, dtype);
+    this.live.add(memory);
+    this.bytesInUse += bytes;
+    this.peakBytes = Math.max(this.peakBytes, this.bytesInUse);
+    this.allocations += 1;
+    if (this.parts.poison) this.poison(memory);
+    return memory as Storage;
+  }
+
+  write(storage: Storage, data: HostArray, offset = 0): void {
+    this.check();
+    const memory = memoryOf(storage);
+    checkArray(data, memory.dtype);
+    checkRange('write', memory, offset, data.length);
+    this.checkNotCapturing('write');
+    const { buffer, byteOffset, byteLength } = data;
+    const target = memory.pointer + offset * bytesPerElement[memory.dtype];
+    this.staging.write(target, new Uint8Array(buffer, byteOffset, byteLength));
+  }
+
+  async read(storage: Storage): Promise<HostArray> {
+    this.check();
+    this.checkNotCapturing('read');
+    const memory = memoryOf(storage);
+    const { dtype, elements, pointer, bytes } = memory;
+    const data = new Uint8Array(bytes);
+    await this.staging.read(pointer, data);
+    const { buffer } = data;
+    return new arrayTypes[dtype](buffer, 0, elements);
+  }
+
+  copy(
+    source: Storage,
+    sourceOffset: number,
+    target: Storage,
+    targetOffset: number,
+    length: number,
+  ): void {
+    this.check();
+    const from = memoryOf(source);
+    const to = memoryOf(target);
+    if (from.dtype !== to.dtype) {
+      throw new DTypeError(
+        `copy: the types must agree, got ${from.dtype} and ${to.dtype}`,
+      );
+    }
+    checkRange('copy', from, sourceOffset, length);
+    checkRange('copy', to, targetOffset, length);
+    if (length === 0) return;
+    const size = bytesPerElement[from.dtype];
+    const start = from.pointer + sourceOffset * size;
+    const end = to.pointer + targetOffset * size;
+    if (from !== to) {
+      this.driver.copyOnDevice(end, start, length * size, this.stream);
+      return;
+    }
+    // Ranges of one tensor may overlap.
+    const middle = this.scratch(length, from.dtype);
+    const { pointer } = memoryOf(middle.storage);
+    this.driver.copyOnDevice(pointer, start, length * size, this.stream);
+    this.driver.copyOnDevice(end, pointer, length * size, this.stream);
+    middle.free();
+  }
+
+  /** Harmless after `destroy`, so that owners can clean up in any order. */
+  free(storage: Storage): void {
+    const memory = memoryOf(storage);
+    if (!this.live.delete(memory)) return;
+    this.bytesInUse -= memory.bytes;
+    this.allocator.give(memory.release());
+  }
+
+  /** Launches go to the device as they are made. */
+  flush(): void {
+    this.check();
+  }
+
+  async synchronize(): Promise<void> {
+    this.check();
+    this.checkNotCapturing('synchronize');
+    await this.staging.drain();
+  }
+
+  memory(): MemoryStatistics {
+    this.checkOpen();
+    const { bytesInUse, peakBytes, allocations } = this;
+    return { bytesInUse, peakBytes, allocations };
+  }
+
+  /**
+   * Captures what `body` enqueues, to run it again and again as one. Nothing
+   * of it runs before the first replay; it must not write or read tensors from
+   * the host, and every kernel in it must have run before.
+   */
+  record(body: () => void): Recording {
+    this.check();
+    this.checkNotCapturing('record');
+    this.isCapturing = true;
+    try {
+      return capture(this.driver, this.stream, this.allocator, body);
+    } finally {
+      this.isCapturing = false;
+    }
+  }
+
+  async destroy(): Promise<void> {
+    if (this.destroyed) return;
+    this.destroyed = true;
+    for (const memory of this.live) this.free(memory as Storage);
+    const { driver } = this;
+    // A lost device gives nothing back, and says so each time.
+    const steps = [
+      () => this.makeCurrent(),
+      () => driver.synchronize(this.stream),
+      () => this.staging.destroy(),
+      () => this.products.destroy(),
+      () => this.functions.destroy(),
+      () => this.allocator.destroyAll(),
+      () => driver.destroyStream(this.stream),
+      () => driver.releaseContext(this.parts.device),
+    ];
+    for (const step of steps) {
+      try {
+        step();
+      } catch {}
+    }
+    current = undefined;
+  }
+
+  run(launch: Launch): void {
+    const [x, y = 1, z = 1] = launch.grid;
+    if (x * y * z === 0) return;
+    this.check();
+    const kernel = this.functions.get(launch);
+    const bytes = packArguments(
+      launch.arguments,
+      this.argumentView,
+      this.addressOf,
+    );
+    this.driver.launch(
+      kernel,
+      launch.grid,
+      launch.threads,
+      launch.sharedBytes ?? 0,
+      bytes,
+      this.stream,
+    );
+  }
+
+  product(product: Product): void {
+    this.check();
+    this.products.run(product);
+  }
+
+  clear(tensor: Tensor): void {
+    this.check();
+    const { pointer, bytes } = memoryOf(tensor.storage);
+    if (bytes > 0) this.driver.clear(pointer, bytes, this.stream);
+  }
+
+  scratch(elements: number, dtype: DType): Tensor {
+    const storage = this.allocate(elements, dtype);
+    const allocation: Allocation = { backend: this, storage, freed: false };
+    return new Tensor(allocation, [elements], dtype);
+  }
+
+  private readonly addressOf = (tensor: Tensor) =>
+    memoryOf(tensor.storage).pointer;
+
+  private poison(memory: Memory): void {
+    const words = Math.ceil(memory.bytes / 4);
+    if (words === 0) return;
+    // NaN in f32 and twice in 16 bits; in i32 a number that no index has.
+    const word = memory.dtype === 'i32' ? 0x80000000 : 0x7fff7fff;
+    this.driver.fillWords(memory.pointer, word, words, this.stream);
+  }
+
+  private makeCurrent(): void {
+    if (current === this.context) return;
+    this.driver.setCurrent(this.context);
+    current = this.context;
+  }
+
+  private check(): void {
+    this.checkOpen();
+    this.driver.checkAlive();
+    this.makeCurrent();
+  }
+
+  private checkOpen(): void {
+    if (this.destroyed) {
+      throw new TensorStateError('cuda: the backend was destroyed');
+    }
+  }
+
+  private checkNotCapturing(operation: string): void {
+    if (this.isCapturing) {
+      throw new TensorStateError(
+        `${operation}: must not happen while work is recorded`,
+      );
+    }
+  }
+}
+
+const arrayTypes = {
+  f64: Float64Array,
+  f32: Float32Array,
+  f16: Uint16Array,
+  bf16: Uint16Array,
+  i32: Int32Array,
+} as const;
+
+function checkArray(data: HostArray, dtype: DType): void {
+  const type = arrayTypes[dtype];
+  if (!(data instanceof type)) {
+    throw new DTypeError(
+      `write: data of ${dtype} must be a ${type.name}, got ${data.constructor.name}`,
+    );
+  }
+}
+
+function checkRange(
+  operation: string,
+  { elements }: Memory,
+  offset: number,
+  length: number,
+): void {
+  if (!(offset >= 0 && length >= 0 && offset + length <= elements)) {
+    throw new ArgumentError(
+      `${operation}: elements ${offset} to ${offset + length} must lie in the ${elements} of the tensor`,
+    );
+  }
+}

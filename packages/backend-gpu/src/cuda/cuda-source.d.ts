@@ -1,0 +1,9 @@
+/** CUDA C++ is imported as text. */
+declare module '*.cu' {
+  const text: string;
+  export default text;
+}
+declare module '*.cuh' {
+  const text: string;
+  export default text;
+}

@@ -1,0 +1,361 @@
+import { AsaError, DeviceLostError } from '@asa/core';
+import {
+  type CudaContext,
+  type CudaEvent,
+  type CudaFunction,
+  type CudaGraphExec,
+  type CudaModule,
+  type CudaPointer,
+  type CudaStream,
+  type DriverLibrary,
+  type HostPointer,
+  NativeMemory,
+  Out,
+  textAt,
+} from './bindings';
+
+/** Statuses that are answers, not failures. */
+const OUT_OF_MEMORY = 2;
+const NOT_READY = 600;
+
+/** Failures after which a context is of no use; every later call fails too. */
+const lostStatuses: ReadonlySet<number> = new Set([
+  46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720,
+  721, 999,
+]);
+
+const attributes = {
+  multiprocessors: 16,
+  l2Bytes: 38,
+  major: 75,
+  minor: 76,
+  sharedBytes: 97,
+} as const;
+const MAX_DYNAMIC_SHARED_BYTES = 8;
+
+/** Captures leave other calls alone: memory may be made meanwhile. */
+const CAPTURE_RELAXED = 2;
+const NON_BLOCKING = 1;
+const NO_TIMING = 2;
+
+/** Bytes of packed kernel arguments that every device takes. */
+const ARGUMENT_BYTES = 4096;
+
+/** What a device says of itself. */
+export interface DeviceFacts {
+  readonly name: string;
+  /** Compute capability, as in `sm_90`. */
+  readonly capability: number;
+  readonly multiprocessors: number;
+  readonly l2Bytes: number;
+  /** Shared memory that one block may ask for. */
+  readonly sharedBytes: number;
+  readonly totalBytes: number;
+}
+
+/** libcuda with every status checked. */
+export class Driver {
+  private readonly out = new Out();
+  /** The failure that ended the context; every call throws it again. */
+  private lost: DeviceLostError | undefined;
+  /** Packed arguments of a launch, and how `cuLaunchKernel` is told of them. */
+  private readonly packed = new NativeMemory(ARGUMENT_BYTES + 48);
+  readonly argumentBytes = this.packed.bytes.subarray(0, ARGUMENT_BYTES);
+  private readonly argumentSize: BigUint64Array;
+  private readonly extra: number;
+
+  constructor(private readonly cuda: DriverLibrary) {
+    const { address, bytes } = this.packed;
+    // BUFFER_POINTER (1), the buffer, BUFFER_SIZE (2), where the size is, END.
+    const tail = new BigUint64Array(
+      bytes.buffer,
+      bytes.byteOffset + ARGUMENT_BYTES,
+      6,
+    );
+    const sizeAt = address + ARGUMENT_BYTES + 40;
+    tail.set([1n, BigInt(address), 2n, BigInt(sizeAt), 0n, 0n]);
+    this.argumentSize = tail.subarray(5);
+    this.extra = address + ARGUMENT_BYTES;
+  }
+
+  init(): void {
+    this.check('cuInit', this.cuda.cuInit(0));
+  }
+
+  deviceCount(): number {
+    const { out } = this;
+    this.check('cuDeviceGetCount', this.cuda.cuDeviceGetCount(out.memory));
+    return out.takeInt();
+  }
+
+  facts(device: number): DeviceFacts {
+    const { cuda, out } = this;
+    const name = new Uint8Array(256);
+    this.check('cuDeviceGetName', cuda.cuDeviceGetName(name, 256, device));
+    this.check('cuDeviceTotalMem', cuda.cuDeviceTotalMem_v2(out.memory, device));
+    const totalBytes = out.take();
+    const ask = (attribute: number) => {
+      const status = cuda.cuDeviceGetAttribute(out.memory, attribute, device);
+      this.check('cuDeviceGetAttribute', status);
+      return out.takeInt();
+    };
+    return {
+      name: new TextDecoder().decode(name.subarray(0, name.indexOf(0))),
+      capability: 10 * ask(attributes.major) + ask(attributes.minor),
+      multiprocessors: ask(attributes.multiprocessors),
+      l2Bytes: ask(attributes.l2Bytes),
+      sharedBytes: ask(attributes.sharedBytes),
+      totalBytes,
+    };
+  }
+
+  /** The device's primary context, which cuBLASLt uses too. */
+  retainContext(device: number): CudaContext {
+    const status = this.cuda.cuDevicePrimaryCtxRetain(this.out.memory, device);
+    this.check('cuDevicePrimaryCtxRetain', status);
+    return this.out.take();
+  }
+
+  releaseContext(device: number): void {
+    this.cuda.cuDevicePrimaryCtxRelease_v2(device);
+    this.packed.free();
+  }
+
+  setCurrent(context: CudaContext): void {
+    this.check('cuCtxSetCurrent', this.cuda.cuCtxSetCurrent(context));
+  }
+
+  freeBytes(): number {
+    const total = new Out();
+    const status = this.cuda.cuMemGetInfo_v2(this.out.memory, total.memory);
+    this.check('cuMemGetInfo', status);
+    return this.out.take();
+  }
+
+  /** Device memory, or nothing where there is no room for it. */
+  allocate(bytes: number): CudaPointer | undefined {
+    const status = this.cuda.cuMemAlloc_v2(this.out.memory, bytes);
+    if (status === OUT_OF_MEMORY) return undefined;
+    this.check('cuMemAlloc', status);
+    return this.out.take<CudaPointer>();
+  }
+
+  free(pointer: CudaPointer): void {
+    this.check('cuMemFree', this.cuda.cuMemFree_v2(pointer));
+  }
+
+  /** Host memory that the device copies from and to by itself. */
+  allocateHost(bytes: number): HostPointer {
+    const status = this.cuda.cuMemHostAlloc(this.out.memory, bytes, 0);
+    this.check('cuMemHostAlloc', status);
+    return this.out.take();
+  }
+
+  freeHost(pointer: HostPointer): void {
+    this.check('cuMemFreeHost', this.cuda.cuMemFreeHost(pointer));
+  }
+
+  copyToDevice(
+    target: number,
+    source: HostPointer,
+    bytes: number,
+    stream: CudaStream,
+  ): void {
+    const { cuda } = this;
+    const status = cuda.cuMemcpyHtoDAsync_v2(target, source, bytes, stream);
+    this.check('cuMemcpyHtoDAsync', status);
+  }
+
+  copyToHost(
+    target: HostPointer,
+    source: number,
+    bytes: number,
+    stream: CudaStream,
+  ): void {
+    const { cuda } = this;
+    const status = cuda.cuMemcpyDtoHAsync_v2(target, source, bytes, stream);
+    this.check('cuMemcpyDtoHAsync', status);
+  }
+
+  copyOnDevice(
+    target: number,
+    source: number,
+    bytes: number,
+    stream: CudaStream,
+  ): void {
+    const { cuda } = this;
+    const status = cuda.cuMemcpyDtoDAsync_v2(target, source, bytes, stream);
+    this.check('cuMemcpyDtoDAsync', status);
+  }
+
+  clear(pointer: CudaPointer, bytes: number, stream: CudaStream): void {
+    const status = this.cuda.cuMemsetD8Async(pointer, 0, bytes, stream);
+    this.check('cuMemsetD8Async', status);
+  }
+
+  fillWords(
+    pointer: CudaPointer,
+    word: number,
+    count: number,
+    stream: CudaStream,
+  ): void {
+    const status = this.cuda.cuMemsetD32Async(pointer, word, count, stream);
+    this.check('cuMemsetD32Async', status);
+  }
+
+  createStream(): CudaStream {
+    const status = this.cuda.cuStreamCreate(this.out.memory, NON_BLOCKING);
+    this.check('cuStreamCreate', status);
+    return this.out.take();
+  }
+
+  destroyStream(stream: CudaStream): void {
+    this.check('cuStreamDestroy', this.cuda.cuStreamDestroy_v2(stream));
+  }
+
+  /** Blocks this thread. */
+  synchronize(stream: CudaStream): void {
+    this.check('cuStreamSynchronize', this.cuda.cuStreamSynchronize(stream));
+  }
+
+  createEvent(): CudaEvent {
+    const status = this.cuda.cuEventCreate(this.out.memory, NO_TIMING);
+    this.check('cuEventCreate', status);
+    return this.out.take();
+  }
+
+  destroyEvent(event: CudaEvent): void {
+    this.check('cuEventDestroy', this.cuda.cuEventDestroy_v2(event));
+  }
+
+  record(event: CudaEvent, stream: CudaStream): void {
+    this.check('cuEventRecord', this.cuda.cuEventRecord(event, stream));
+  }
+
+  /** Whether the stream has passed the event. */
+  isPassed(event: CudaEvent): boolean {
+    const status = this.cuda.cuEventQuery(event);
+    if (status === NOT_READY) return false;
+    this.check('cuEventQuery', status);
+    return true;
+  }
+
+  /** Blocks this thread. */
+  waitFor(event: CudaEvent): void {
+    this.check('cuEventSynchronize', this.cuda.cuEventSynchronize(event));
+  }
+
+  loadModule(cubin: Uint8Array): CudaModule {
+    const status = this.cuda.cuModuleLoadData(this.out.memory, cubin);
+    this.check('cuModuleLoadData', status);
+    return this.out.take();
+  }
+
+  unloadModule(module: CudaModule): void {
+    this.check('cuModuleUnload', this.cuda.cuModuleUnload(module));
+  }
+
+  functionOf(module: CudaModule, name: string): CudaFunction {
+    const { cuda, out } = this;
+    const status = cuda.cuModuleGetFunction(out.memory, module, name);
+    this.check(`cuModuleGetFunction ${name}`, status);
+    return out.take();
+  }
+
+  /** More than 48 KiB must be asked for. */
+  allowShared(kernel: CudaFunction, bytes: number): void {
+    const { cuda } = this;
+    const status = cuda.cuFuncSetAttribute(
+      kernel,
+      MAX_DYNAMIC_SHARED_BYTES,
+      bytes,
+    );
+    this.check('cuFuncSetAttribute', status);
+  }
+
+  /** Launches a kernel with the first bytes of `argumentBytes`. */
+  launch(
+    kernel: CudaFunction,
+    [x, y = 1, z = 1]: readonly [x: number, y?: number, z?: number],
+    threads: readonly [x: number, y?: number],
+    sharedBytes: number,
+    argumentBytes: number,
+    stream: CudaStream,
+  ): void {
+    this.argumentSize[0] = BigInt(argumentBytes);
+    const [tx, ty = 1] = threads;
+    const status = this.cuda.cuLaunchKernel(
+      kernel,
+      x,
+      y,
+      z,
+      tx,
+      ty,
+      1,
+      sharedBytes,
+      stream,
+      0,
+      this.extra,
+    );
+    if (status !== 0) this.check('cuLaunchKernel', status);
+  }
+
+  beginCapture(stream: CudaStream): void {
+    const status = this.cuda.cuStreamBeginCapture_v2(stream, CAPTURE_RELAXED);
+    this.check('cuStreamBeginCapture', status);
+  }
+
+  /** Ends a capture; what was captured, ready to launch. */
+  endCapture(stream: CudaStream): CudaGraphExec {
+    const { cuda, out } = this;
+    const ended = cuda.cuStreamEndCapture(stream, out.memory);
+    this.check('cuStreamEndCapture', ended);
+    const graph = out.take();
+    const status = cuda.cuGraphInstantiateWithFlags(out.memory, graph, 0);
+    cuda.cuGraphDestroy(graph);
+    this.check('cuGraphInstantiate', status);
+    return out.take();
+  }
+
+  /** Ends a capture and drops what was captured. */
+  abandonCapture(stream: CudaStream): void {
+    if (this.cuda.cuStreamEndCapture(stream, this.out.memory) !== 0) return;
+    this.cuda.cuGraphDestroy(this.out.take());
+  }
+
+  launchGraph(graph: CudaGraphExec, stream: CudaStream): void {
+    this.check('cuGraphLaunch', this.cuda.cuGraphLaunch(graph, stream));
+  }
+
+  destroyGraph(graph: CudaGraphExec): void {
+    this.check('cuGraphExecDestroy', this.cuda.cuGraphExecDestroy(graph));
+  }
+
+  /** Throws again what ended the context. */
+  checkAlive(): void {
+    if (this.lost) throw this.lost;
+  }
+
+  private check(call: string, status: number): void {
+    if (status === 0) return;
+    this.checkAlive();
+    const words = this.words(status);
+    if (lostStatuses.has(status)) {
+      this.lost = new DeviceLostError(
+        `cuda: the device was lost, ${call}: ${words}; open the backend again`,
+      );
+      throw this.lost;
+    }
+    throw new AsaError(`cuda: ${call}: ${words}`);
+  }
+
+  /** The driver's own name and sentence for a status. */
+  private words(status: number): string {
+    const { cuda } = this;
+    const out = new Out();
+    const name = cuda.cuGetErrorName(status, out.memory) === 0;
+    const nameText = name ? textAt(out.take()) : `status ${status}`;
+    const text = cuda.cuGetErrorString(status, out.memory) === 0;
+    return text ? `${nameText}, ${textAt(out.take())}` : nameText;
+  }
+}

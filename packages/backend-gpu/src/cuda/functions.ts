@@ -1,0 +1,98 @@
+import type { CudaFunction, CudaModule } from './bindings';
+import type { Compiler, CompileRequest } from './compiler';
+import type { Driver } from './driver';
+import { cacheKey, type KernelCache } from './kernel-cache';
+import { headers, type KernelFile, sources } from './kernels/sources';
+import type { Launch } from './launch';
+
+/** Above this a kernel has to ask for its shared memory. */
+const FREE_SHARED_BYTES = 48 * 1024;
+
+interface Loaded {
+  readonly kernel: CudaFunction;
+  /** Shared memory that it may have. */
+  sharedBytes: number;
+}
+
+/** Compiled kernels: each file and set of definitions is compiled once. */
+export class Functions {
+  private readonly modules = new Map<string, CudaModule>();
+  private readonly loaded = new Map<string, Loaded>();
+
+  constructor(
+    private readonly driver: Driver,
+    private readonly compiler: Compiler,
+    private readonly cache: KernelCache,
+    /** As in `sm_90`. */
+    private readonly capability: number,
+  ) {}
+
+  /** @throws CompileError */
+  get(launch: Launch): CudaFunction {
+    const { file, entry, defines, sharedBytes = 0 } = launch;
+    const key = `${moduleKey(file, defines)}|${entry}`;
+    let loaded = this.loaded.get(key);
+    if (!loaded) {
+      const kernel = this.driver.functionOf(this.module(launch), entry);
+      loaded = { kernel, sharedBytes: FREE_SHARED_BYTES };
+      this.loaded.set(key, loaded);
+    }
+    if (sharedBytes > loaded.sharedBytes) {
+      this.driver.allowShared(loaded.kernel, sharedBytes);
+      loaded.sharedBytes = sharedBytes;
+    }
+    return loaded.kernel;
+  }
+
+  destroy(): void {
+    for (const module of this.modules.values()) {
+      this.driver.unloadModule(module);
+    }
+    this.modules.clear();
+    this.loaded.clear();
+  }
+
+  private module({ file, defines }: Launch): CudaModule {
+    const key = moduleKey(file, defines);
+    let module = this.modules.get(key);
+    if (module === undefined) {
+      const request = requestOf(file, defines, this.capability);
+      module = this.driver.loadModule(this.machineCode(request));
+      this.modules.set(key, module);
+    }
+    return module;
+  }
+
+  private machineCode(request: CompileRequest): Uint8Array {
+    const key = cacheKey(request, this.compiler.version);
+    const known = this.cache.get(key);
+    if (known) return known;
+    const code = this.compiler.compile(request);
+    this.cache.put(key, code);
+    return code;
+  }
+}
+
+function moduleKey(file: KernelFile, defines: Launch['defines']): string {
+  let key: string = file;
+  for (const name in defines) key += `|${name}=${defines[name]}`;
+  return key;
+}
+
+/** How a file is compiled for a card. */
+export function requestOf(
+  file: KernelFile,
+  defines: Launch['defines'],
+  capability: number,
+): CompileRequest {
+  return {
+    name: `${file}.cu`,
+    source: sources[file],
+    headers,
+    options: [
+      `--gpu-architecture=sm_${capability}`,
+      '--std=c++17',
+      ...Object.entries(defines).map(([name, value]) => `-D${name}=${value}`),
+    ],
+  };
+}

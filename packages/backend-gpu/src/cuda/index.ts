@@ -1,0 +1,9 @@
+export type { CudaBackend } from './cuda-backend';
+export type { DeviceFacts } from './driver';
+export {
+  type CudaOptions,
+  type CudaReport,
+  explainCuda,
+  openCuda,
+} from './open';
+export type { Recording } from './recording';

@@ -1,0 +1,172 @@
+// What the passes of attention share. A tile has 16 WARPS rows (a row is a
+// query's head), or keys in the pass over keys, against N of the other side at
+// a time. Nothing of the size rows times keys is ever stored.
+//
+// VIEW says which keys a query sees: of attention the last `window` up to its
+// own position, of compressed attention the blocks that are whole, of selected
+// attention those of its leader's list.
+#pragma once
+#include "tile.cuh"
+
+#define ATTENTION 0
+#define COMPRESSED 1
+#define SELECTED 2
+
+#define ROWS (16 * WARPS)
+#define THREADS (32 * WARPS)
+
+struct Call {
+  const T *q, *k, *v, *qRope, *kRope;
+  const Sequence *sequences;
+  // Selected attention: lists `[L, lists, count]`.
+  const int *indices;
+  // H, GK, and the heads that share keys and lists.
+  int heads, keyHeads, unitHeads;
+  int width, ropeWidth, valueWidth;
+  // Rows may be read 16 bytes at a time.
+  int aligned;
+  float scale;
+  int window;
+  int length, stride;
+  int blockSize, sharing, lists, count;
+};
+
+/** Columns of a key with its rotary ones, of a value: whole tiles of 16. */
+__device__ inline int keyColumns(const Call &u) {
+  return (u.width + u.ropeWidth + 15) / 16 * 16;
+}
+__device__ inline int valueColumns(const Call &u) {
+  return (u.valueWidth + 15) / 16 * 16;
+}
+
+/** First and last key that the query at position t sees. */
+__device__ inline int firstSeen(const Call &u, int t) {
+  return VIEW == ATTENTION ? max(0, t - u.window + 1) : 0;
+}
+__device__ inline int lastSeen(const Call &u, int t) {
+  return VIEW == COMPRESSED ? blocksOf(t + 1, u.length, u.stride) - 1 : t;
+}
+
+/** Where key 0 of a sequence lies, and how many keys it has. */
+__device__ inline int keyStart(const Sequence &s) {
+  return VIEW == COMPRESSED ? s.blockStart : s.keyStart;
+}
+__device__ inline int keyCount(const Call &u, const Sequence &s) {
+  return VIEW == COMPRESSED ? blocksOf(s.keyCount, u.length, u.stride)
+                            : s.keyCount;
+}
+
+__device__ inline const int *listOf(const Call &u, const Sequence &s, int leader,
+                                    int head0) {
+  int list = head0 / (u.heads / u.lists);
+  return u.indices + ((i64)(s.leaderStart + leader) * u.lists + list) * u.count;
+}
+
+/** Rows of a tile: their number q H + head, -1 for none, and what they see. */
+template <int COUNT> struct RowTable {
+  int index[COUNT], first[COUNT], last[COUNT];
+
+  __device__ void set(const Call &u, const Sequence &s, int i, bool isRow,
+                      int query, int head) {
+    int t = s.keyCount - s.queryCount + query;
+    index[i] = isRow ? (s.queryStart + query) * u.heads + head : -1;
+    first[i] = isRow ? firstSeen(u, t) : 0;
+    last[i] = isRow ? lastSeen(u, t) : -1;
+  }
+};
+
+/** Keys of a tile: their positions and rows, -1 for none. */
+template <int COUNT> struct KeyTable {
+  int position[COUNT], row[COUNT];
+
+  __device__ void set(const Sequence &s, int i, int at) {
+    position[i] = at;
+    row[i] = at < 0 ? -1 : keyStart(s) + at;
+  }
+};
+
+template <int R, int K>
+__device__ inline bool sees(const RowTable<R> &rows, int row,
+                            const KeyTable<K> &keys, int key) {
+  int at = keys.position[key];
+  return at >= rows.first[row] && at <= rows.last[row];
+}
+
+__device__ inline Columns queries(const Call &u) {
+  return {u.q, u.width, u.width};
+}
+__device__ inline Columns rotaryQueries(const Call &u) {
+  return {u.qRope, u.ropeWidth, u.ropeWidth};
+}
+__device__ inline Columns keys(const Call &u, int head) {
+  return {u.k + (i64)head * u.width, (i64)u.keyHeads * u.width, u.width};
+}
+__device__ inline Columns rotaryKeys(const Call &u) {
+  return {u.kRope, u.ropeWidth, u.ropeWidth};
+}
+/** Columns `first .. first + width` of the values. */
+__device__ inline Columns values(const Call &u, int head, int first, int width) {
+  return {u.v + (i64)head * u.valueWidth + first, (i64)u.keyHeads * u.valueWidth,
+          min(width, u.valueWidth - first)};
+}
+__device__ inline Columns none() { return {0, 0, 0}; }
+
+/** What a tile of rows walks over: slots `first .. end` of keys. */
+struct Walk {
+  int first, end;
+  // Selected attention: the leader's list.
+  const int *list;
+};
+
+/** The key position of a slot, -1 for none. */
+__device__ inline int keyAt(const Call &u, const Sequence &s, const Walk &walk,
+                            int slot) {
+  if (slot >= walk.end) return -1;
+  if (VIEW != SELECTED) return slot;
+  int block = walk.list[slot / u.blockSize];
+  int position = block * u.blockSize + slot % u.blockSize;
+  return block >= 0 && position < s.keyCount ? position : -1;
+}
+
+/**
+ * Fills the table of the rows of tile `tile` of the unit that starts at head0,
+ * and says what they walk over. False where the tile has no rows.
+ */
+__device__ inline bool openRows(const Call &u, const Sequence &s, int tile,
+                                int head0, RowTable<ROWS> &rows, Walk &walk) {
+  int past = s.keyCount - s.queryCount;
+  if (VIEW == SELECTED) {
+    int tiles = (u.sharing * u.unitHeads + ROWS - 1) / ROWS;
+    int leader = tile / tiles;
+    // Its first query's position; that may lie before the first one here.
+    int leaderAt = (past / u.sharing + leader) * u.sharing;
+    if (leaderAt >= s.keyCount || s.queryCount == 0) return false;
+    if (threadIdx.x < ROWS) {
+      int rho = tile % tiles * ROWS + threadIdx.x;
+      int t = leaderAt + rho / u.unitHeads;
+      bool isRow = rho < u.sharing * u.unitHeads && t >= past && t < s.keyCount;
+      rows.set(u, s, threadIdx.x, isRow, t - past, head0 + rho % u.unitHeads);
+    }
+    walk = {0, u.count * u.blockSize, listOf(u, s, leader, head0)};
+    return true;
+  }
+  int firstQuery = tile * ROWS / u.unitHeads;
+  if (firstQuery >= s.queryCount) return false;
+  if (threadIdx.x < ROWS) {
+    int rho = tile * ROWS + threadIdx.x;
+    int query = rho / u.unitHeads;
+    rows.set(u, s, threadIdx.x, query < s.queryCount, query,
+             head0 + rho % u.unitHeads);
+  }
+  int lastQuery = min((tile * ROWS + ROWS - 1) / u.unitHeads, s.queryCount - 1);
+  walk = {firstSeen(u, past + firstQuery), lastSeen(u, past + lastQuery) + 1, 0};
+  return true;
+}
+
+/** dS of a row and a key without its scale, from the row's (lse, dO . o). */
+__device__ inline float scoreGradient(float p, float dP, float2 statistics) {
+  return p * (dP - statistics.y);
+}
+__device__ inline float probability(float score, float scale, float2 statistics) {
+  return expf(score * scale - statistics.x);
+}

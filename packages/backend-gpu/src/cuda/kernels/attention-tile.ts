@@ -1,0 +1,415 @@
+/**
+ * Softmax attention over tiles. Which rows a tile has, and which keys they
+ * see, is all that differs between attention, compressed attention and
+ * selected attention: a `View`, which the kernels are compiled for.
+ */
+import type {
+  AttentionGradients,
+  AttentionOperands,
+  AttentionResults,
+  DType,
+  Sequences,
+  Tensor,
+} from '@asa/core';
+import { type Argument, f32, i32, i64, type Launch } from '../launch';
+import {
+  elementwise,
+  extent,
+  fillBits,
+  type KernelContext,
+  typed,
+} from './context';
+
+/** Which keys which rows see. */
+export interface View {
+  /** As in `attention-tile.cuh`. */
+  readonly kind: 'ATTENTION' | 'COMPRESSED' | 'SELECTED';
+  readonly sequences: Sequences;
+  readonly scale: number;
+  /** Heads that share keys and lists: a unit. */
+  readonly unitHeads: number;
+  /** Rows of a unit that share a walk over keys. */
+  readonly rows: number;
+  /** Keys that share a walk over rows. */
+  readonly keys: number;
+  /** Tiles of so many rows in the longest sequence. */
+  rowTiles(rows: number): number;
+  /** Tiles of so many keys in the longest sequence. */
+  keyTiles(keys: number): number;
+  /** Rows of the key axis that the sequences have in use. */
+  readonly keyRows: number;
+  readonly window?: number;
+  readonly length?: number;
+  readonly stride?: number;
+  /** Lists of blocks, i32 `[L, lists, count]`. */
+  readonly indices?: Tensor;
+  readonly blockSize?: number;
+  readonly sharing?: number;
+}
+
+export interface AttentionShape {
+  readonly heads: number;
+  readonly keyHeads: number;
+  readonly width: number;
+  readonly ropeWidth: number;
+  readonly valueWidth: number;
+  readonly dtype: DType;
+}
+
+export function shapeOf({ q, k, v, qRope }: AttentionOperands): AttentionShape {
+  return {
+    heads: extent(q, 1),
+    keyHeads: extent(k, 1),
+    width: extent(q, 2),
+    ropeWidth: qRope ? extent(qRope, 2) : 0,
+    valueWidth: extent(v, 2),
+    dtype: q.dtype,
+  };
+}
+
+export function greatestCommonDivisor(a: number, b: number): number {
+  return b === 0 ? a : greatestCommonDivisor(b, a % b);
+}
+
+/** The sum of some lengths. */
+export function total(lengths: readonly number[]): number {
+  return lengths.reduce((sum, length) => sum + length, 0);
+}
+
+/** How a pass is cut: 16 rows a warp, N of the other side at a time. */
+interface Tile {
+  readonly warps: number;
+  readonly others: number;
+  /** Columns of the results that a block sums, and blocks for all of them. */
+  readonly columns: number;
+  readonly parts: number;
+  readonly sharedBytes: number;
+}
+
+type Pass = 'forward' | 'queries' | 'keys';
+
+/** Shared memory of the row and key tables, which is not asked for. */
+const TABLE_BYTES = 8 * 1024;
+
+/** Warps and others to try, the largest first. */
+const cuts: Readonly<Record<Pass, readonly (readonly [number, number])[]>> = {
+  forward: [
+    [4, 64],
+    [4, 32],
+    [2, 32],
+    [1, 32],
+    [1, 16],
+  ],
+  queries: [
+    [4, 32],
+    [2, 32],
+    [1, 32],
+    [1, 16],
+  ],
+  keys: [
+    [4, 32],
+    [2, 32],
+    [1, 32],
+    [1, 16],
+  ],
+};
+
+/**
+ * The largest tile that shared memory holds; none where the smallest is too
+ * large. `rows` is how many there are to share a tile.
+ */
+export function tileOf(
+  pass: Pass,
+  shape: AttentionShape,
+  rows: number,
+  sharedBytes: number,
+): Tile | undefined {
+  const size = shape.dtype === 'f32' ? 4 : 2;
+  const keyWidth = shape.width + shape.ropeWidth;
+  const { valueWidth } = shape;
+  const results = {
+    forward: valueWidth,
+    queries: keyWidth,
+    keys: Math.max(keyWidth, valueWidth),
+  }[pass];
+  // As many as registers hold.
+  const most = pass === 'keys' || size === 4 ? 128 : 256;
+  const columns = [64, 128].find((c) => results <= c) ?? most;
+  const parts = Math.max(1, Math.ceil(results / columns));
+  for (const [warps, others] of cuts[pass]) {
+    if (warps > 1 && 16 * warps >= 2 * rows) continue;
+    const elements = tileElements(
+      pass,
+      { keyWidth, valueWidth, pad: 16 / size },
+      16 * warps,
+      others,
+      columns,
+    );
+    const bytes = elements * size;
+    if (bytes + TABLE_BYTES > sharedBytes) continue;
+    return { warps, others, columns, parts, sharedBytes: bytes };
+  }
+  return undefined;
+}
+
+/** Elements of a pass's tiles, in the order in which the kernel lays them. */
+function tileElements(
+  pass: Pass,
+  {
+    keyWidth,
+    valueWidth,
+    pad,
+  }: { keyWidth: number; valueWidth: number; pad: number },
+  rows: number,
+  others: number,
+  columns: number,
+): number {
+  const keys = Math.ceil(keyWidth / 16) * 16 + pad;
+  const values = Math.ceil(valueWidth / 16) * 16 + pad;
+  const weights = rows * (others + pad);
+  if (pass === 'forward') {
+    return (rows + others) * keys + others * (columns + pad) + weights;
+  }
+  const both = (rows + others) * (keys + values);
+  return both + (pass === 'keys' ? 2 : 1) * weights + columns;
+}
+
+export function attend(
+  context: KernelContext,
+  operands: AttentionOperands,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  view: View,
+): void {
+  const shape = shapeOf(operands);
+  const tile = requiredTile('forward', shape, view, context);
+  if (!coversQueries(view.sequences, o)) {
+    // Rows of no sequence: output 0, LSE -inf.
+    context.clear(o);
+    fillBits(context, lse, 0xff800000 | 0);
+  }
+  context.run({
+    file: 'attention-forward',
+    entry: 'attentionForward',
+    ...compiled(shape, view, tile),
+    grid: rowGrid(shape, view, tile),
+    arguments: [...call(operands, view), o, lse, i32(tile.parts)],
+  });
+}
+
+export function attendBackward(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  outputs: AttentionGradients,
+  view: View,
+): void {
+  const statistics = rowStatistics(context, inputs);
+  queryGradients(context, inputs, outputs, view, statistics);
+  keyGradients(context, inputs, outputs, view, statistics);
+  statistics.free();
+}
+
+function queryGradients(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  { dQ, dQRope }: AttentionGradients,
+  view: View,
+  statistics: Tensor,
+): void {
+  const shape = shapeOf(inputs);
+  const tile = requiredTile('queries', shape, view, context);
+  if (!coversQueries(view.sequences, dQ)) {
+    context.clear(dQ);
+    if (dQRope) context.clear(dQRope);
+  }
+  context.run({
+    file: 'attention-backward-queries',
+    entry: 'attentionBackwardQueries',
+    ...compiled(shape, view, tile),
+    grid: rowGrid(shape, view, tile),
+    arguments: [
+      ...call(inputs, view),
+      inputs.dO,
+      statistics,
+      dQ,
+      dQRope,
+      i32(tile.parts),
+    ],
+  });
+}
+
+function keyGradients(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  { dK, dV, dKRope }: AttentionGradients,
+  view: View,
+  statistics: Tensor,
+): void {
+  const shape = shapeOf(inputs);
+  const tile = requiredTile('keys', shape, view, context);
+  // The rotary key is shared: each key head gives its part of the gradient.
+  const shares = dKRope && context.scratch(dKRope.size * shape.keyHeads, 'f32');
+  if (view.keyRows !== extent(dK, 0)) {
+    for (const gradient of [dK, dV, shares]) {
+      if (gradient) context.clear(gradient);
+    }
+  }
+  const inverse = invertLists(context, view);
+  context.run({
+    file: 'attention-backward-keys',
+    entry: 'attentionBackwardKeys',
+    ...compiled(shape, view, tile),
+    grid: [
+      view.keyTiles(16 * tile.warps) * tile.parts,
+      shape.keyHeads,
+      view.sequences.count,
+    ],
+    arguments: [
+      ...call(inputs, view),
+      inputs.dO,
+      statistics,
+      inverse?.chosenBy,
+      i32(inverse?.words ?? 0),
+      i32(inverse?.blocks ?? 0),
+      dK,
+      shares,
+      dV,
+      i32(tile.parts),
+    ],
+  });
+  inverse?.chosenBy.free();
+  if (shares && dKRope) {
+    sumHeads(context, shares, shape.keyHeads, dKRope);
+    shares.free();
+  }
+}
+
+/** `supports` has said that there is one. */
+function requiredTile(
+  pass: Pass,
+  shape: AttentionShape,
+  view: View,
+  { facts }: KernelContext,
+): Tile {
+  const rows = pass === 'keys' ? view.keys : view.rows;
+  const tile = tileOf(pass, shape, rows, facts.sharedBytes);
+  if (tile) return tile;
+  throw new RangeError(`internal: cuda: no tile for ${JSON.stringify(shape)}`);
+}
+
+function compiled(
+  { dtype }: AttentionShape,
+  { kind }: View,
+  { warps, others, columns, sharedBytes }: Tile,
+): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
+  return {
+    defines: { T: dtype, VIEW: kind, WARPS: warps, N: others, C: columns },
+    threads: [32 * warps],
+    sharedBytes,
+  };
+}
+
+function rowGrid(
+  { heads }: AttentionShape,
+  view: View,
+  { warps, parts }: Tile,
+): Launch['grid'] {
+  const tiles = view.rowTiles(16 * warps);
+  return [tiles * parts, heads / view.unitHeads, view.sequences.count];
+}
+
+/** The kernels' structure of that name. */
+function call(operands: AttentionOperands, view: View): readonly Argument[] {
+  const { q, k, v, qRope, kRope } = operands;
+  const { heads, keyHeads, width, ropeWidth, valueWidth, dtype } =
+    shapeOf(operands);
+  const step = dtype === 'f32' ? 4 : 8;
+  const isAligned = [width, ropeWidth, valueWidth].every((n) => n % step === 0);
+  const { indices, window = 2 ** 31 - 1, length = 1, stride = 1 } = view;
+  const { blockSize = 1, sharing = 1 } = view;
+  return [
+    q,
+    k,
+    v,
+    qRope,
+    kRope,
+    view.sequences.on(q.backend),
+    indices,
+    ...[heads, keyHeads, view.unitHeads].map(i32),
+    ...[width, ropeWidth, valueWidth, isAligned ? 1 : 0].map(i32),
+    f32(view.scale),
+    ...[window, length, stride, blockSize, sharing].map(i32),
+    i32(indices ? extent(indices, 1) : 1),
+    i32(indices ? extent(indices, 2) : 1),
+  ];
+}
+
+function coversQueries(sequences: Sequences, o: Tensor): boolean {
+  const counts = sequences.list.map(({ queryCount }) => queryCount);
+  return total(counts) === extent(o, 0);
+}
+
+/** Of each row its LSE (0 where it is -inf) and dO . o, f32 `[Nq H, 2]`. */
+function rowStatistics(
+  context: KernelContext,
+  { o, lse, dO }: AttentionResults,
+): Tensor {
+  const statistics = context.scratch(2 * lse.size, 'f32');
+  context.run({
+    file: 'attention-parts',
+    entry: 'rowStatistics',
+    defines: typed(o),
+    ...elementwise(32 * lse.size),
+    arguments: [o, lse, dO, statistics, i64(lse.size), i32(extent(o, 2))],
+  });
+  return statistics;
+}
+
+/** `y[n, c] = sum over g of x[n, g, c]` */
+function sumHeads(
+  context: KernelContext,
+  x: Tensor,
+  heads: number,
+  y: Tensor,
+): void {
+  context.run({
+    file: 'attention-parts',
+    entry: 'sumHeads',
+    defines: typed(y),
+    ...elementwise(y.size),
+    arguments: [x, y, i64(y.size), i32(heads), i32(extent(y, -1))],
+  });
+}
+
+/** For each block the leaders that chose it, a bit a leader. */
+function invertLists(
+  context: KernelContext,
+  { indices, sequences, blockSize = 1, sharing = 1 }: View,
+): { chosenBy: Tensor; words: number; blocks: number } | undefined {
+  if (!indices) return undefined;
+  const lists = extent(indices, 1);
+  const leaders = Math.ceil(sequences.maxQueries / sharing);
+  const words = Math.ceil(leaders / 32);
+  const blocks = Math.ceil(sequences.maxKeys / blockSize);
+  const bits = sequences.count * lists * blocks * words;
+  const chosenBy = context.scratch(bits, 'i32');
+  context.clear(chosenBy);
+  const { grid, threads } = elementwise(leaders * lists);
+  context.run({
+    file: 'attention-parts',
+    entry: 'invertLists',
+    defines: { T: 'f32' },
+    grid: [grid[0], 1, sequences.count],
+    threads,
+    arguments: [
+      indices,
+      sequences.on(indices.backend),
+      chosenBy,
+      i32(lists),
+      i32(extent(indices, 2)),
+      i32(sharing),
+      i32(words),
+      i32(blocks),
+    ],
+  });
+  return { chosenBy, words, blocks };
+}

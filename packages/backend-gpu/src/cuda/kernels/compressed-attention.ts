@@ -1,0 +1,41 @@
+import {
+  type AttentionOperands,
+  blockCount,
+  type CompressedAttentionAttributes,
+} from '@asa/core';
+import { attend, attendBackward, shapeOf, total, type View } from './attention-tile';
+import type { KernelContext, Kernels } from './context';
+
+export const compressedAttentionKernels = (
+  context: KernelContext,
+): Kernels<'compressedAttention' | 'compressedAttentionBackward'> => ({
+  compressedAttention: (inputs, outputs, attributes) =>
+    attend(context, inputs, outputs, viewOf(inputs, attributes)),
+  compressedAttentionBackward: (inputs, outputs, attributes) =>
+    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+});
+
+/** The query at position t sees block b iff b d + l - 1 <= t. */
+function viewOf(
+  operands: AttentionOperands,
+  attributes: CompressedAttentionAttributes,
+): View {
+  const { sequences, scale, length, stride } = attributes;
+  const { heads, keyHeads } = shapeOf(operands);
+  const unitHeads = heads / keyHeads;
+  const rows = sequences.maxQueries * unitHeads;
+  const blocks = (tokens: number) => blockCount(tokens, attributes);
+  return {
+    kind: 'COMPRESSED',
+    sequences,
+    scale,
+    unitHeads,
+    rows,
+    keys: blocks(sequences.maxKeys),
+    rowTiles: (tile) => Math.ceil(rows / tile),
+    keyTiles: (tile) => Math.ceil(blocks(sequences.maxKeys) / tile),
+    keyRows: total(sequences.list.map(({ keyCount }) => blocks(keyCount))),
+    length,
+    stride,
+  };
+}

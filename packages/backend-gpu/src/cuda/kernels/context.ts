@@ -1,0 +1,60 @@
+import type { DType, KernelTable, Tensor } from '@asa/core';
+import type { DeviceFacts } from '../driver';
+import { type Grid, i64, type Launch } from '../launch';
+import type { Product } from '../products';
+
+/** What kernels need of the backend. */
+export interface KernelContext {
+  readonly facts: DeviceFacts;
+  /** Enqueues one launch. */
+  run(launch: Launch): void;
+  /** Enqueues one dense product; none where it has no element or no term. */
+  product(product: Product): void;
+  /** Enqueues zeros for all of a tensor. */
+  clear(tensor: Tensor): void;
+  /** Memory between the launches of one operator; the kernel frees it. */
+  scratch(elements: number, dtype: DType): Tensor;
+}
+
+/** Some kernels, each of its operator's type. */
+export type Kernels<Name extends keyof KernelTable> = Required<
+  Pick<KernelTable, Name>
+>;
+
+/** The extent of an axis of checked operands. */
+export function extent(tensor: Tensor, axis: number): number {
+  return tensor.shape.at(axis) ?? 1;
+}
+
+/** The type `T` of a kernel's storage. */
+export const typed = ({ dtype }: Tensor) => ({ T: dtype });
+
+const THREADS = 256;
+
+/** One thread an element. */
+export function elementwise(count: number): {
+  grid: Grid;
+  threads: readonly [number];
+} {
+  return { grid: [Math.ceil(count / THREADS)], threads: [THREADS] };
+}
+
+/** A whole number of warps that covers a row, 256 threads at most. */
+export function threadsFor(width: number): number {
+  return Math.min(THREADS, Math.max(32, Math.ceil(width / 32) * 32));
+}
+
+/** `y[i] = bits`, for 32-bit elements. */
+export function fillBits(
+  context: KernelContext,
+  y: Tensor,
+  bits: number,
+): void {
+  context.run({
+    file: 'fill',
+    entry: 'fillBits',
+    defines: {},
+    ...elementwise(y.size),
+    arguments: [y, { type: 'i32', value: bits }, i64(y.size)],
+  });
+}

@@ -1,0 +1,73 @@
+import type { Tensor } from '@asa/core';
+import { i32, i64 } from '../launch';
+import { columnSum } from './column-sum';
+import {
+  elementwise,
+  extent,
+  type KernelContext,
+  type Kernels,
+  threadsFor,
+  typed,
+} from './context';
+
+interface Operands {
+  readonly gates: Tensor;
+  readonly bias?: Tensor | undefined;
+  readonly compressed: Tensor;
+  readonly selected: Tensor;
+  readonly window?: Tensor | undefined;
+}
+
+export const gatedSumKernels = (
+  context: KernelContext,
+): Kernels<'gatedSum' | 'gatedSumBackward'> => ({
+  gatedSum(inputs, { y }) {
+    context.run({
+      file: 'gated-sum',
+      entry: 'gatedSum',
+      defines: typed(y),
+      ...elementwise(y.size),
+      arguments: [...branches(inputs), y, i64(y.size)],
+    });
+  },
+
+  gatedSumBackward(inputs, outputs) {
+    const { dGates, dBias, dCompressed, dSelected, dWindow } = outputs;
+    const { gates, dY } = inputs;
+    const rows = extent(dY, 0) * extent(dY, 1);
+    const terms = dBias && context.scratch(gates.size, 'f32');
+    context.run({
+      file: 'gated-sum',
+      entry: 'gatedSumBackward',
+      defines: typed(dY),
+      grid: [rows],
+      threads: [threadsFor(extent(dY, 2))],
+      arguments: [
+        ...branches(inputs),
+        dY,
+        dGates,
+        dCompressed,
+        dSelected,
+        dWindow,
+        terms,
+      ],
+    });
+    if (!terms || !dBias) return;
+    columnSum(context, terms, extent(dY, 0), dBias.size, dBias);
+    terms.free();
+  },
+});
+
+/** The kernel's structure of that name. */
+function branches({ gates, bias, compressed, selected, window }: Operands) {
+  return [
+    gates,
+    bias,
+    compressed,
+    selected,
+    window,
+    i32(window ? 3 : 2),
+    i32(extent(compressed, 1)),
+    i32(extent(compressed, 2)),
+  ] as const;
+}

@@ -1,0 +1,61 @@
+import {
+  leaderCount,
+  type SelectedAttentionAttributes,
+  type SelectedAttentionOperands,
+} from '@asa/core';
+import {
+  attend,
+  attendBackward,
+  greatestCommonDivisor,
+  shapeOf,
+  total,
+  type View,
+} from './attention-tile';
+import { extent, type KernelContext, type Kernels } from './context';
+
+export const selectedAttentionKernels = (
+  context: KernelContext,
+): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
+  selectedAttention: (inputs, outputs, attributes) =>
+    attend(context, inputs, outputs, viewOf(inputs, attributes)),
+  selectedAttentionBackward: (inputs, outputs, attributes) =>
+    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+});
+
+/**
+ * The query at position t sees the tokens j <= t of its leader's blocks. A tile
+ * is a leader's r queries by the heads that share its list and keys.
+ */
+function viewOf(
+  operands: SelectedAttentionOperands,
+  { sequences, scale, blockSize, sharing }: SelectedAttentionAttributes,
+): View {
+  const { indices } = operands;
+  const { heads, keyHeads } = shapeOf(operands);
+  const unitHeads = greatestCommonDivisor(
+    heads / extent(indices, 1),
+    heads / keyHeads,
+  );
+  const rows = sharing * unitHeads;
+  const leaders = Math.max(
+    0,
+    ...sequences.list.map(({ keyCount, queryCount }) =>
+      leaderCount(keyCount - queryCount, queryCount, sharing),
+    ),
+  );
+  const blocks = Math.ceil(sequences.maxKeys / blockSize);
+  return {
+    kind: 'SELECTED',
+    sequences,
+    scale,
+    unitHeads,
+    rows,
+    keys: blockSize,
+    rowTiles: (tile) => leaders * Math.ceil(rows / tile),
+    keyTiles: (tile) => blocks * Math.ceil(blockSize / tile),
+    keyRows: total(sequences.list.map(({ keyCount }) => keyCount)),
+    indices,
+    blockSize,
+    sharing,
+  };
+}

@@ -1,0 +1,58 @@
+/** The text of every kernel: it travels inside the package. */
+import adamw from './adamw.cu';
+import add from './add.cu';
+import attentionBackwardKeys from './attention-backward-keys.cu';
+import attentionBackwardQueries from './attention-backward-queries.cu';
+import attentionForward from './attention-forward.cu';
+import attentionParts from './attention-parts.cu';
+import attentionTile from './attention-tile.cuh';
+import cast from './cast.cu';
+import columnSum from './column-sum.cu';
+import common from './common.cuh';
+import compress from './compress.cu';
+import crossEntropy from './cross-entropy.cu';
+import fill from './fill.cu';
+import gatedSum from './gated-sum.cu';
+import gatherRowsBackward from './gather-rows-backward.cu';
+import linearAttention from './linear-attention.cu';
+import rmsNorm from './rms-norm.cu';
+import rope from './rope.cu';
+import rows from './rows.cu';
+import selectBlocks from './select-blocks.cu';
+import squaredNorm from './squared-norm.cu';
+import swiglu from './swiglu.cu';
+import tile from './tile.cuh';
+import transposeHeads from './transpose-heads.cu';
+
+/** Files that kernels include. */
+export const headers: Readonly<Record<string, string>> = {
+  'common.cuh': common,
+  'tile.cuh': tile,
+  'attention-tile.cuh': attentionTile,
+};
+
+export const sources = {
+  adamw,
+  add,
+  'attention-backward-keys': attentionBackwardKeys,
+  'attention-backward-queries': attentionBackwardQueries,
+  'attention-forward': attentionForward,
+  'attention-parts': attentionParts,
+  cast,
+  'column-sum': columnSum,
+  compress,
+  'cross-entropy': crossEntropy,
+  fill,
+  'gated-sum': gatedSum,
+  'gather-rows-backward': gatherRowsBackward,
+  'linear-attention': linearAttention,
+  'rms-norm': rmsNorm,
+  rope,
+  rows,
+  'select-blocks': selectBlocks,
+  'squared-norm': squaredNorm,
+  swiglu,
+  'transpose-heads': transposeHeads,
+} as const satisfies Readonly<Record<string, string>>;
+
+export type KernelFile = keyof typeof sources;

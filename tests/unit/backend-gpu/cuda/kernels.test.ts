@@ -1,0 +1,179 @@
+/**
+ * Every kernel, compiled for the least card and for Hopper. Registers are held
+ * to a budget: more of them, or any that spill, make a kernel slower without a
+ * word. `ASA_UPDATE_BUDGET=1` writes the budget anew.
+ */
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { afterAll, describe, expect, it } from 'vitest';
+import {
+  headers,
+  type KernelFile,
+  sources,
+} from '../../../../packages/backend-gpu/src/cuda/kernels/sources';
+import { nvcc, nvccVersion, whyNoCompiler } from './toolkit';
+
+interface Usage {
+  registers: number;
+  /** Bytes stored to local memory for want of registers. */
+  spills: number;
+}
+
+const url = (path: string) => fileURLToPath(new URL(path, import.meta.url));
+const folder = url('../../../../packages/backend-gpu/src/cuda/kernels');
+const cache = url('../../../../node_modules/.cache/asa-nvcc');
+const budgetFile = url('kernel-budget.json');
+const budget = JSON.parse(readFileSync(budgetFile, 'utf8')) as Record<
+  string,
+  Usage
+>;
+const isUpdate = process.env.ASA_UPDATE_BUDGET !== undefined;
+
+const architectures = ['80', '90a'];
+const wide = { WARPS: 4, N: 32, C: 128 };
+const wider = { WARPS: 4, N: 64, C: 256 };
+/** What each file is compiled for here; one storage type unless it matters. */
+const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
+  adamw: [{ T: 'f32' }],
+  add: [{ T: 'bf16' }],
+  'attention-backward-keys': [
+    { T: 'bf16', VIEW: 'SELECTED', ...wide },
+    { T: 'f32', VIEW: 'ATTENTION', ...wide },
+  ],
+  'attention-backward-queries': [
+    { T: 'bf16', VIEW: 'SELECTED', ...wide, C: 256 },
+    { T: 'f32', VIEW: 'COMPRESSED', ...wide },
+  ],
+  'attention-forward': [
+    { T: 'bf16', VIEW: 'SELECTED', ...wider },
+    { T: 'f16', VIEW: 'ATTENTION', ...wider, C: 64 },
+    { T: 'f32', VIEW: 'COMPRESSED', ...wider, C: 128 },
+  ],
+  'attention-parts': [{ T: 'bf16' }],
+  cast: [{ X: 'f32', Y: 'bf16' }],
+  'column-sum': [{ T: 'bf16' }],
+  compress: [{ T: 'bf16' }],
+  'cross-entropy': [{ T: 'bf16' }],
+  fill: [{}],
+  'gated-sum': [{ T: 'bf16' }],
+  'gather-rows-backward': [{ T: 'bf16' }],
+  'linear-attention': [
+    { T: 'bf16', PLACES: 16 },
+    { T: 'f32', PLACES: 64 },
+  ],
+  'rms-norm': [{ T: 'bf16' }],
+  rope: [{ T: 'bf16' }],
+  rows: [{ T: 'bits16' }],
+  'select-blocks': [{ T: 'bf16' }, { T: 'f32' }],
+  'squared-norm': [{ T: 'bf16' }],
+  swiglu: [{ T: 'bf16' }],
+  'transpose-heads': [{ T: 'bf16' }],
+};
+
+const cases = Object.entries(variants).flatMap(([file, list]) =>
+  list.map((defines) => {
+    const words = Object.entries(defines).map(([k, v]) => `${k}=${v}`);
+    return [[file, ...words].join(' '), file as KernelFile, words] as const;
+  }),
+);
+
+const reason = whyNoCompiler();
+
+describe.skipIf(reason)(`CUDA kernels under nvcc ${reason ?? ''}`, () => {
+  const written: Record<string, Usage> = {};
+  const version = nvccVersion();
+
+  afterAll(() => {
+    if (!isUpdate) return;
+    const sorted = Object.entries(written).sort(([a], [b]) => (a < b ? -1 : 1));
+    const text = JSON.stringify(Object.fromEntries(sorted), null, 2);
+    writeFileSync(budgetFile, `${text}\n`);
+  });
+
+  it.each(cases)('%s', { timeout: 300_000 }, async (name, file, words) => {
+    const usage = parse(await report(file, words, version));
+    expect(Object.keys(usage).length).toBeGreaterThan(0);
+    for (const [entry, { registers, spills }] of Object.entries(usage)) {
+      const key = `${name} ${entry}`;
+      written[key] = { registers, spills };
+      if (isUpdate) continue;
+      const allowed = budget[key];
+      expect(allowed, `no budget for ${key}`).toBeDefined();
+      expect(registers, key).toBeLessThanOrEqual(allowed?.registers ?? 0);
+      expect(spills, key).toBeLessThanOrEqual(allowed?.spills ?? 0);
+    }
+  });
+});
+
+it('names a variant for every file', () => {
+  expect(Object.keys(variants).sort()).toEqual(Object.keys(sources).sort());
+});
+
+/** What ptxas says; kept by all that it depends on, as compiling takes long. */
+async function report(
+  file: KernelFile,
+  words: readonly string[],
+  version: string,
+): Promise<string> {
+  const parts = [version, sources[file], headers, words, architectures];
+  const hash = createHash('sha256').update(JSON.stringify(parts));
+  const kept = join(cache, `${hash.digest('hex')}.txt`);
+  if (existsSync(kept)) return readFileSync(kept, 'utf8');
+  const text = await compile(file, words);
+  mkdirSync(cache, { recursive: true });
+  writeFileSync(kept, text);
+  return text;
+}
+
+async function compile(
+  file: KernelFile,
+  words: readonly string[],
+): Promise<string> {
+  const output = mkdtempSync(join(tmpdir(), 'asa-nvcc-'));
+  try {
+    const { stdout, stderr } = await promisify(execFile)(nvcc ?? 'nvcc', [
+      '-fatbin',
+      '-std=c++17',
+      '-Werror=all-warnings',
+      ...architectures.map(
+        (arch) => `-gencode=arch=compute_${arch},code=sm_${arch}`,
+      ),
+      ...words.map((word) => `-D${word}`),
+      '-Xptxas=-v',
+      '-o',
+      join(output, 'kernel.fatbin'),
+      join(folder, `${file}.cu`),
+    ]);
+    return stdout + stderr;
+  } finally {
+    rmSync(output, { recursive: true });
+  }
+}
+
+/** Usage by `entry sm_X`. */
+function parse(text: string): Record<string, Usage> {
+  const usage: Record<string, Usage> = {};
+  let entry = '';
+  let spills = 0;
+  for (const line of text.split('\n')) {
+    const named = line.match(/Compiling entry function '(\w+)' for '(\w+)'/);
+    if (named) entry = `${named[1]} ${named[2]}`;
+    const spilled = line.match(/(\d+) bytes spill stores/);
+    if (spilled) spills = Number(spilled[1]);
+    const used = line.match(/Used (\d+) registers/);
+    if (used) usage[entry] = { registers: Number(used[1]), spills };
+  }
+  return usage;
+}
