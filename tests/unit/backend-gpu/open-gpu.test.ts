@@ -4,7 +4,7 @@ import { listAdapters } from '@asa/backend-gpu/webgpu';
 import { ArgumentError, UnsupportedError } from '@asa/core';
 import { withKernels } from '@asa/core/verify';
 import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest';
-import { checkKnownAnswer } from '../../../packages/backend-gpu/src/webgpu/known-answer';
+import { checkKnownAnswer } from '../../../packages/backend-gpu/src/known-answer';
 import { softwareGpu, whyNoSoftwareGpu } from './software-gpu';
 
 const reason = whyNoSoftwareGpu();

@@ -14,7 +14,6 @@ export type CudaStream = Branded<'CUstream'>;
 export type CudaEvent = Branded<'CUevent'>;
 export type CudaModule = Branded<'CUmodule'>;
 export type CudaFunction = Branded<'CUfunction'>;
-export type CudaGraph = Branded<'CUgraph'>;
 export type CudaGraphExec = Branded<'CUgraphExec'>;
 export type HostPointer = Branded<'void *'>;
 export type NvrtcProgram = Branded<'nvrtcProgram'>;
@@ -43,7 +42,6 @@ type Bound<Table extends Readonly<Record<string, Signature>>> = {
 /** libcuda. Each function returns a status. */
 export const driverFunctions = {
   cuInit: ['uint32'],
-  cuDriverGetVersion: ['void *'],
   cuGetErrorName: ['int', 'void *'],
   cuGetErrorString: ['int', 'void *'],
   cuDeviceGetCount: ['void *'],
@@ -54,7 +52,6 @@ export const driverFunctions = {
   cuDevicePrimaryCtxRetain: ['void *', 'int'],
   cuDevicePrimaryCtxRelease_v2: ['int'],
   cuCtxSetCurrent: ['uint64'],
-  cuMemGetInfo_v2: ['void *', 'void *'],
   cuMemAlloc_v2: ['void *', 'uint64'],
   cuMemFree_v2: ['uint64'],
   cuMemHostAlloc: ['void *', 'uint64', 'uint32'],
@@ -67,6 +64,7 @@ export const driverFunctions = {
   cuStreamCreate: ['void *', 'uint32'],
   cuStreamDestroy_v2: ['uint64'],
   cuStreamSynchronize: ['uint64'],
+  cuStreamWaitEvent: ['uint64', 'uint64', 'uint32'],
   cuStreamBeginCapture_v2: ['uint64', 'int'],
   cuStreamEndCapture: ['uint64', 'void *'],
   cuGraphInstantiateWithFlags: ['void *', 'uint64', 'uint64'],

@@ -91,7 +91,8 @@ class CStrings {
     const encoder = new TextEncoder();
     const encoded = texts.map((text) => encoder.encode(`${text}\0`));
     const size = encoded.reduce((sum, text) => sum + text.length, 0);
-    this.memory = size > 0 ? new NativeMemory(8 * this.count + size) : undefined;
+    this.memory =
+      size > 0 ? new NativeMemory(8 * this.count + size) : undefined;
     this.address = this.memory?.address ?? 0;
     if (!this.memory) return;
     const { bytes } = this.memory;

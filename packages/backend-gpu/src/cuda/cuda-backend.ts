@@ -9,13 +9,19 @@ import {
   type KernelTable,
   type MemoryStatistics,
   type OperatorName,
+  type Recording,
   type Storage,
   Tensor,
   type TensorSpec,
   TensorStateError,
 } from '@asa/core';
 import { Allocator } from './allocator';
-import type { CudaContext, CudaStream, ProductLibrary } from './bindings';
+import type {
+  CudaContext,
+  CudaPointer,
+  CudaStream,
+  ProductLibrary,
+} from './bindings';
 import type { Compiler } from './compiler';
 import type { DeviceFacts, Driver } from './driver';
 import { Functions } from './functions';
@@ -24,7 +30,7 @@ import { createKernels, type KernelContext, reasonAgainst } from './kernels';
 import { type Launch, packArguments } from './launch';
 import { Memory, memoryOf } from './memory';
 import { type Product, Products } from './products';
-import { capture, type Recording } from './recording';
+import { Recorded } from './recording';
 import { Staging } from './staging';
 
 /** What cuBLASLt may write between the steps of a product. */
@@ -48,6 +54,8 @@ let current: CudaContext | undefined;
 /** Operators as CUDA kernels on one device, in the order of one stream. */
 export class CudaBackend implements Backend, KernelContext {
   readonly name = 'cuda';
+  /** Enough rows to fill the device. */
+  readonly chunk = 2048;
   readonly description: string;
   readonly kernels: KernelTable;
   readonly facts: DeviceFacts;
@@ -64,7 +72,7 @@ export class CudaBackend implements Backend, KernelContext {
   private bytesInUse = 0;
   private peakBytes = 0;
   private allocations = 0;
-  private isCapturing = false;
+  private recorded: Recorded | undefined;
   private destroyed = false;
 
   constructor(private readonly parts: CudaBackendParts) {
@@ -90,6 +98,7 @@ export class CudaBackend implements Backend, KernelContext {
       this.stream,
       workspace,
       parts.allowTf32,
+      this.addressOf,
     );
     const { buffer, byteOffset, byteLength } = driver.argumentBytes;
     this.argumentView = new DataView(buffer, byteOffset, byteLength);
@@ -134,15 +143,16 @@ export class CudaBackend implements Backend, KernelContext {
     const memory = memoryOf(storage);
     checkArray(data, memory.dtype);
     checkRange('write', memory, offset, data.length);
-    this.checkNotCapturing('write');
+    this.recorded?.makeFresh(memory, this.bytesInUse);
     const { buffer, byteOffset, byteLength } = data;
     const target = memory.pointer + offset * bytesPerElement[memory.dtype];
-    this.staging.write(target, new Uint8Array(buffer, byteOffset, byteLength));
+    const bytes = new Uint8Array(buffer, byteOffset, byteLength);
+    this.staging.write(target, bytes, this.hostStream);
   }
 
   async read(storage: Storage): Promise<HostArray> {
     this.check();
-    this.checkNotCapturing('read');
+    this.checkNotRecording('read');
     const memory = memoryOf(storage);
     const { dtype, elements, pointer, bytes } = memory;
     const data = new Uint8Array(bytes);
@@ -170,15 +180,15 @@ export class CudaBackend implements Backend, KernelContext {
     checkRange('copy', to, targetOffset, length);
     if (length === 0) return;
     const size = bytesPerElement[from.dtype];
-    const start = from.pointer + sourceOffset * size;
-    const end = to.pointer + targetOffset * size;
+    const start = this.use(from) + sourceOffset * size;
+    const end = this.use(to) + targetOffset * size;
     if (from !== to) {
       this.driver.copyOnDevice(end, start, length * size, this.stream);
       return;
     }
     // Ranges of one tensor may overlap.
     const middle = this.scratch(length, from.dtype);
-    const { pointer } = memoryOf(middle.storage);
+    const pointer = this.addressOf(middle);
     this.driver.copyOnDevice(pointer, start, length * size, this.stream);
     this.driver.copyOnDevice(end, pointer, length * size, this.stream);
     middle.free();
@@ -199,7 +209,7 @@ export class CudaBackend implements Backend, KernelContext {
 
   async synchronize(): Promise<void> {
     this.check();
-    this.checkNotCapturing('synchronize');
+    this.checkNotRecording('synchronize');
     await this.staging.drain();
   }
 
@@ -209,20 +219,24 @@ export class CudaBackend implements Backend, KernelContext {
     return { bytesInUse, peakBytes, allocations };
   }
 
-  /**
-   * Captures what `body` enqueues, to run it again and again as one. Nothing
-   * of it runs before the first replay; it must not write or read tensors from
-   * the host, and every kernel in it must have run before.
-   */
   record(body: () => void): Recording {
     this.check();
-    this.checkNotCapturing('record');
-    this.isCapturing = true;
+    this.checkNotRecording('record');
+    const { driver, stream, allocator } = this;
+    const recorded = new Recorded(driver, stream, allocator, () =>
+      this.check(),
+    );
+    this.recorded = recorded;
     try {
-      return capture(this.driver, this.stream, this.allocator, body);
+      body();
+      recorded.end((memory) => this.live.has(memory));
+    } catch (error) {
+      recorded.abandon();
+      throw error;
     } finally {
-      this.isCapturing = false;
+      this.recorded = undefined;
     }
+    return recorded;
   }
 
   async destroy(): Promise<void> {
@@ -276,8 +290,9 @@ export class CudaBackend implements Backend, KernelContext {
 
   clear(tensor: Tensor): void {
     this.check();
-    const { pointer, bytes } = memoryOf(tensor.storage);
-    if (bytes > 0) this.driver.clear(pointer, bytes, this.stream);
+    const memory = memoryOf(tensor.storage);
+    const { bytes } = memory;
+    if (bytes > 0) this.driver.clear(this.use(memory), bytes, this.stream);
   }
 
   scratch(elements: number, dtype: DType): Tensor {
@@ -286,15 +301,26 @@ export class CudaBackend implements Backend, KernelContext {
     return new Tensor(allocation, [elements], dtype);
   }
 
-  private readonly addressOf = (tensor: Tensor) =>
-    memoryOf(tensor.storage).pointer;
+  private readonly addressOf = (tensor: Tensor): CudaPointer =>
+    this.use(memoryOf(tensor.storage));
+
+  /** The address, for work that is enqueued now. */
+  private use(memory: Memory): CudaPointer {
+    this.recorded?.use(memory);
+    return memory.pointer;
+  }
+
+  /** Where copies from the host go: never into a recording. */
+  private get hostStream(): CudaStream {
+    return this.recorded?.hostStream ?? this.stream;
+  }
 
   private poison(memory: Memory): void {
     const words = Math.ceil(memory.bytes / 4);
     if (words === 0) return;
     // NaN in f32 and twice in 16 bits; in i32 a number that no index has.
     const word = memory.dtype === 'i32' ? 0x80000000 : 0x7fff7fff;
-    this.driver.fillWords(memory.pointer, word, words, this.stream);
+    this.driver.fillWords(memory.pointer, word, words, this.hostStream);
   }
 
   private makeCurrent(): void {
@@ -315,8 +341,8 @@ export class CudaBackend implements Backend, KernelContext {
     }
   }
 
-  private checkNotCapturing(operation: string): void {
-    if (this.isCapturing) {
+  private checkNotRecording(operation: string): void {
+    if (this.recorded) {
       throw new TensorStateError(
         `${operation}: must not happen while work is recorded`,
       );

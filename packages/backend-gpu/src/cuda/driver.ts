@@ -88,11 +88,15 @@ export class Driver {
     return out.takeInt();
   }
 
-  facts(device: number): DeviceFacts {
+  facts(index: number): DeviceFacts {
     const { cuda, out } = this;
+    const device = this.handleOf(index);
     const name = new Uint8Array(256);
     this.check('cuDeviceGetName', cuda.cuDeviceGetName(name, 256, device));
-    this.check('cuDeviceTotalMem', cuda.cuDeviceTotalMem_v2(out.memory, device));
+    this.check(
+      'cuDeviceTotalMem',
+      cuda.cuDeviceTotalMem_v2(out.memory, device),
+    );
     const totalBytes = out.take();
     const ask = (attribute: number) => {
       const status = cuda.cuDeviceGetAttribute(out.memory, attribute, device);
@@ -110,26 +114,20 @@ export class Driver {
   }
 
   /** The device's primary context, which cuBLASLt uses too. */
-  retainContext(device: number): CudaContext {
+  retainContext(index: number): CudaContext {
+    const device = this.handleOf(index);
     const status = this.cuda.cuDevicePrimaryCtxRetain(this.out.memory, device);
     this.check('cuDevicePrimaryCtxRetain', status);
     return this.out.take();
   }
 
-  releaseContext(device: number): void {
-    this.cuda.cuDevicePrimaryCtxRelease_v2(device);
+  releaseContext(index: number): void {
     this.packed.free();
+    this.cuda.cuDevicePrimaryCtxRelease_v2(this.handleOf(index));
   }
 
   setCurrent(context: CudaContext): void {
     this.check('cuCtxSetCurrent', this.cuda.cuCtxSetCurrent(context));
-  }
-
-  freeBytes(): number {
-    const total = new Out();
-    const status = this.cuda.cuMemGetInfo_v2(this.out.memory, total.memory);
-    this.check('cuMemGetInfo', status);
-    return this.out.take();
   }
 
   /** Device memory, or nothing where there is no room for it. */
@@ -230,6 +228,12 @@ export class Driver {
 
   record(event: CudaEvent, stream: CudaStream): void {
     this.check('cuEventRecord', this.cuda.cuEventRecord(event, stream));
+  }
+
+  /** What the stream is given from now on runs behind the event. */
+  makeWait(stream: CudaStream, event: CudaEvent): void {
+    const status = this.cuda.cuStreamWaitEvent(stream, event, 0);
+    this.check('cuStreamWaitEvent', status);
   }
 
   /** Whether the stream has passed the event. */
@@ -334,6 +338,12 @@ export class Driver {
   /** Throws again what ended the context. */
   checkAlive(): void {
     if (this.lost) throw this.lost;
+  }
+
+  private handleOf(device: number): number {
+    const { cuda, out } = this;
+    this.check('cuDeviceGet', cuda.cuDeviceGet(out.memory, device));
+    return out.takeInt();
   }
 
   private check(call: string, status: number): void {

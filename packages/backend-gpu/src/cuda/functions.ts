@@ -1,5 +1,5 @@
 import type { CudaFunction, CudaModule } from './bindings';
-import type { Compiler, CompileRequest } from './compiler';
+import type { CompileRequest, Compiler } from './compiler';
 import type { Driver } from './driver';
 import { cacheKey, type KernelCache } from './kernel-cache';
 import { headers, type KernelFile, sources } from './kernels/sources';

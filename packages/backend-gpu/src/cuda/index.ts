@@ -6,4 +6,3 @@ export {
   explainCuda,
   openCuda,
 } from './open';
-export type { Recording } from './recording';

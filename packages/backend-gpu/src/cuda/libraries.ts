@@ -23,7 +23,7 @@ export const cublasLibrary: LibraryName = {
   versions: [13, 12],
 };
 
-export const thisMachine: SearchPlaces = {
+const thisMachine: SearchPlaces = {
   environment: process.env,
   home: homedir(),
   list: (folder) => (existsSync(folder) ? readdirSync(folder) : []),

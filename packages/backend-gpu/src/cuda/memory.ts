@@ -23,9 +23,20 @@ export class Memory {
     return this.elements * bytesPerElement[this.dtype];
   }
 
-  /** @throws TensorStateError after `release`. */
   get pointer(): CudaPointer {
     return this.block.pointer;
+  }
+
+  /** Takes another block; returns the old one. */
+  exchange(block: Block): Block {
+    const old = this.block;
+    this.current = block;
+    return old;
+  }
+
+  /** It is not freed, and still lies there. */
+  lies(block: Block): boolean {
+    return this.current === block;
   }
 
   release(): Block {
@@ -34,7 +45,8 @@ export class Memory {
     return old;
   }
 
-  private get block(): Block {
+  /** @throws TensorStateError after `release`. */
+  get block(): Block {
     if (this.current === undefined) {
       throw new TensorStateError('cuda: memory was used after it was freed');
     }

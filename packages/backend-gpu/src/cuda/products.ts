@@ -1,4 +1,4 @@
-import { AsaError, type DType } from '@asa/core';
+import { AsaError, bytesPerElement, type DType, type Tensor } from '@asa/core';
 import {
   type CudaPointer,
   type CudaStream,
@@ -37,9 +37,9 @@ const ALGORITHM_BYTES = 64;
 
 const MOST_PLANS = 4096;
 
-/** A row-major matrix in device memory, one of a batch. */
+/** A tensor's memory as a row-major matrix, the first of a batch. */
 export interface Matrix {
-  readonly pointer: CudaPointer;
+  readonly tensor: Tensor;
   /** Elements from one row to the next. */
   readonly pitch: number;
   /** Elements from one matrix of the batch to the next. */
@@ -50,7 +50,6 @@ export interface Matrix {
 
 /** `y = a b`: a `[rows, inner]`, b `[inner, columns]`. */
 export interface Product {
-  readonly dtype: DType;
   readonly a: Matrix;
   readonly b: Matrix;
   readonly y: Matrix;
@@ -85,6 +84,7 @@ export class Products {
     },
     /** Lets f32 products use the tensor cores, with 10 bits of mantissa. */
     private readonly allowTf32: boolean,
+    private readonly addressOf: (tensor: Tensor) => CudaPointer,
   ) {
     const out = new Out();
     this.check('cublasLtCreate', lt.cublasLtCreate(out.memory));
@@ -92,21 +92,22 @@ export class Products {
   }
 
   run(product: Product): void {
-    const { a, b, y } = product;
+    const { addressOf } = this;
     const plan = this.plan(product);
     const [first, second, result] = plan.layouts;
+    const y = addressOf(product.y.tensor);
     const status = this.lt.cublasLtMatmul(
       this.handle,
       plan.product,
       this.one,
-      b.pointer,
+      addressOf(product.b.tensor),
       first,
-      a.pointer,
+      addressOf(product.a.tensor),
       second,
       this.zero,
-      y.pointer,
+      y,
       result,
-      y.pointer,
+      y,
       result,
       plan.algorithm,
       this.workspace.pointer,
@@ -134,7 +135,7 @@ export class Products {
   }
 
   private create(product: Product): Plan {
-    const { dtype, a, b, y, rows, columns, inner } = product;
+    const { a, b, y, rows, columns, inner } = product;
     const descriptor = this.descriptor(product);
     const layouts = [
       this.layout(product, b, inner, columns),
@@ -161,18 +162,18 @@ export class Products {
     this.check('cublasLtMatmulAlgoGetHeuristic', status);
     if (found.takeInt() === 0) {
       throw new AsaError(
-        `internal: cuda: cuBLASLt has no algorithm for ${dtype} [${rows}, ${inner}] by [${inner}, ${columns}]`,
+        `internal: cuda: cuBLASLt has no algorithm for ${y.tensor.dtype} [${rows}, ${inner}] by [${inner}, ${columns}]`,
       );
     }
     const algorithm = results.slice(0, ALGORITHM_BYTES);
     return { product: descriptor, layouts, algorithm };
   }
 
-  private descriptor({ a, b, dtype }: Product): LtDescriptor {
+  private descriptor({ a, b }: Product): LtDescriptor {
     const { lt } = this;
     const out = new Out();
-    const compute =
-      dtype === 'f32' && this.allowTf32 ? COMPUTE_TF32 : COMPUTE_F32;
+    const isTf32 = a.tensor.dtype === 'f32' && this.allowTf32;
+    const compute = isTf32 ? COMPUTE_TF32 : COMPUTE_F32;
     const created = lt.cublasLtMatmulDescCreate(out.memory, compute, SCALE_F32);
     this.check('cublasLtMatmulDescCreate', created);
     const descriptor = out.take<LtDescriptor>();
@@ -194,15 +195,15 @@ export class Products {
 
   /** A row-major matrix `[rows, columns]`, as multiplied, read by columns. */
   private layout(
-    { dtype, batches = 1 }: Product,
-    { pitch, batchStride = 0, isTransposed = false }: Matrix,
+    { batches = 1 }: Product,
+    { tensor, pitch, batchStride = 0, isTransposed = false }: Matrix,
     rows: number,
     columns: number,
   ): LtDescriptor {
     const { lt } = this;
     const out = new Out();
     const [down, across] = isTransposed ? [rows, columns] : [columns, rows];
-    const type = dataTypes[dtype] ?? -1;
+    const type = dataTypes[tensor.dtype] ?? -1;
     // One row needs no pitch, but cuBLASLt wants one that holds a column.
     const leading = Math.max(pitch, down);
     this.check(
@@ -221,7 +222,7 @@ export class Products {
     return layout;
   }
 
-  private preference({ dtype, a, b, y }: Product): LtDescriptor {
+  private preference({ a, b, y }: Product): LtDescriptor {
     const { lt } = this;
     const out = new Out();
     const created = lt.cublasLtMatmulPreferenceCreate(out.memory);
@@ -240,8 +241,7 @@ export class Products {
     set(preferences.workspaceBytes, bytes);
     set(preferences.reductionScheme, Uint32Array.of(REDUCE_IN_F32));
     const { alignment } = preferences;
-    const aligned = (matrix: Matrix) =>
-      Uint32Array.of(alignmentOf(matrix, dtype));
+    const aligned = (matrix: Matrix) => Uint32Array.of(alignmentOf(matrix));
     set(alignment.a, aligned(b));
     set(alignment.b, aligned(a));
     set(alignment.c, aligned(y));
@@ -276,21 +276,21 @@ const statusNames: Readonly<Record<number, string>> = {
   15: 'CUBLAS_STATUS_NOT_SUPPORTED',
 };
 
-/** The largest power of two, up to 256 bytes, that every matrix starts on. */
-function alignmentOf(
-  { pointer, batchStride = 0 }: Matrix,
-  dtype: DType,
-): number {
-  const stride = batchStride * (dtype === 'f32' ? 4 : 2);
+/**
+ * The largest power of two, up to 256 bytes, that every matrix of a batch
+ * starts on; tensors start on 256.
+ */
+function alignmentOf({ tensor, batchStride = 0 }: Matrix): number {
+  const stride = batchStride * bytesPerElement[tensor.dtype];
   let alignment = 256;
-  while (pointer % alignment !== 0 || stride % alignment !== 0) alignment /= 2;
+  while (stride % alignment !== 0) alignment /= 2;
   return alignment;
 }
 
 /** What an algorithm is chosen by. */
 function keyOf(product: Product): string {
-  const { dtype, a, b, y, rows, columns, inner, batches = 1 } = product;
-  const part = (matrix: Matrix) =>
-    `${matrix.pitch},${matrix.batchStride ?? 0},${matrix.isTransposed ?? false},${alignmentOf(matrix, dtype)}`;
-  return `${dtype}|${rows},${columns},${inner},${batches}|${part(a)}|${part(b)}|${part(y)}`;
+  const { a, b, y, rows, columns, inner, batches = 1 } = product;
+  const part = ({ pitch, batchStride = 0, isTransposed = false }: Matrix) =>
+    `${pitch},${batchStride},${isTransposed}`;
+  return `${a.tensor.dtype}|${rows},${columns},${inner},${batches}|${part(a)}|${part(b)}|${part(y)}`;
 }

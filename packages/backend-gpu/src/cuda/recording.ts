@@ -1,54 +1,93 @@
-import type { Allocator, Arena } from './allocator';
-import type { CudaGraphExec, CudaStream } from './bindings';
+import type { Recording } from '@asa/core';
+import type { Allocator, Arena, Block } from './allocator';
+import type { CudaEvent, CudaGraphExec, CudaStream } from './bindings';
 import type { Driver } from './driver';
+import type { Memory } from './memory';
 
 /**
- * Launches that were captured once and run again as one. Each replay reads the
- * tensors that the recorded work read, with what they hold by then.
+ * Launches that are captured once and run again as one graph. Nothing runs
+ * while they are captured, so what the host writes meanwhile goes by another
+ * stream: behind all work before the capture, and before its first run.
  */
-export class Recording {
+export class Recorded implements Recording {
+  /** For copies from the host while launches are captured. */
+  readonly hostStream: CudaStream;
+  private readonly arena: Arena;
+  private readonly event: CudaEvent;
+  /** Memory that the launches use, and where it lay. */
+  private readonly used = new Map<Memory, Block>();
+  private graph: CudaGraphExec | undefined;
   private isFreed = false;
 
   constructor(
     private readonly driver: Driver,
     private readonly stream: CudaStream,
     private readonly allocator: Allocator,
-    private readonly arena: Arena,
-    private readonly graph: CudaGraphExec,
-  ) {}
-
-  /** Enqueues all of it. */
-  replay(): void {
-    this.driver.launchGraph(this.graph, this.stream);
+    /** Called before launches are enqueued. @throws what stands against it. */
+    private readonly check: () => void,
+  ) {
+    this.event = driver.createEvent();
+    this.hostStream = driver.createStream();
+    driver.record(this.event, stream);
+    driver.makeWait(this.hostStream, this.event);
+    this.arena = allocator.beginArena();
+    driver.beginCapture(stream);
   }
 
-  /** Gives back what it kept; what was taken out of it lives on. */
+  /** A launch that is being captured uses this. */
+  use(memory: Memory): void {
+    this.used.set(memory, memory.block);
+  }
+
+  /**
+   * Memory that the host is about to write. Launches may have used its block
+   * before, and every run repeats them: it gets one that none of them knows.
+   */
+  makeFresh(memory: Memory, inUse: number): void {
+    if (this.used.has(memory)) return;
+    const fresh = this.allocator.takeFresh(memory.bytes, inUse);
+    this.allocator.give(memory.exchange(fresh));
+  }
+
+  /** Ends the capture and runs it once. */
+  end(isLive: (memory: Memory) => boolean): void {
+    const { driver, stream } = this;
+    this.allocator.endArena();
+    // What was freed until now is the recording's.
+    for (const memory of this.used.keys()) {
+      if (!isLive(memory)) this.used.delete(memory);
+    }
+    this.graph = driver.endCapture(stream);
+    driver.record(this.event, this.hostStream);
+    driver.makeWait(stream, this.event);
+    driver.launchGraph(this.graph, stream);
+  }
+
+  /** Ends the capture and drops it. */
+  abandon(): void {
+    this.driver.abandonCapture(this.stream);
+    this.allocator.endArena();
+    this.free();
+  }
+
+  replay(): boolean {
+    this.check();
+    if (this.isFreed || this.graph === undefined) return false;
+    for (const [memory, block] of this.used) {
+      if (!memory.lies(block)) return false;
+    }
+    this.driver.launchGraph(this.graph, this.stream);
+    return true;
+  }
+
   free(): void {
     if (this.isFreed) return;
     this.isFreed = true;
-    this.driver.destroyGraph(this.graph);
+    const { driver } = this;
+    if (this.graph !== undefined) driver.destroyGraph(this.graph);
+    driver.destroyEvent(this.event);
+    driver.destroyStream(this.hostStream);
     this.allocator.freeArena(this.arena);
+    this.used.clear();
   }
-}
-
-/** Captures what `body` enqueues on the stream; none of it runs yet. */
-export function capture(
-  driver: Driver,
-  stream: CudaStream,
-  allocator: Allocator,
-  body: () => void,
-): Recording {
-  const arena = allocator.beginArena();
-  driver.beginCapture(stream);
-  try {
-    body();
-  } catch (error) {
-    driver.abandonCapture(stream);
-    allocator.endArena();
-    allocator.freeArena(arena);
-    throw error;
-  }
-  allocator.endArena();
-  const graph = driver.endCapture(stream);
-  return new Recording(driver, stream, allocator, arena, graph);
 }

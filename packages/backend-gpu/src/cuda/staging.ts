@@ -35,12 +35,12 @@ export class Staging {
   ) {}
 
   /** Enqueues a copy; `data` may change as soon as this returns. */
-  write(target: number, data: Uint8Array): void {
+  write(target: number, data: Uint8Array, stream = this.stream): void {
     for (let start = 0; start < data.length; start += CHUNK) {
       const part = data.subarray(start, start + CHUNK);
       const pinned = this.take(part.length);
       pinned.bytes.set(part);
-      const { driver, stream } = this;
+      const { driver } = this;
       driver.copyToDevice(target + start, pinned.address, part.length, stream);
       driver.record(pinned.event, stream);
       this.waiting.push(pinned);

@@ -56,24 +56,27 @@ describe.skipIf(process.platform !== 'linux')('a bound library', () => {
 
 const reason = whyNoCudaHeader();
 
-describe.skipIf(reason)(`prototypes, as cuda.h has them ${reason ?? ''}`, () => {
-  const header = reason ? '' : readFileSync(cudaHeader, 'utf8');
+describe.skipIf(reason)(
+  `prototypes, as cuda.h has them ${reason ?? ''}`,
+  () => {
+    const header = reason ? '' : readFileSync(cudaHeader, 'utf8');
 
-  it.each(Object.entries(driverFunctions))('%s', (name, signature) => {
-    // The public name stands for the newest version of a function.
-    const plain = name.replace(/_v\d$/, '');
-    const publicName =
-      name === 'cuGraphInstantiateWithFlags' ? 'cuGraphInstantiate' : plain;
-    const match = header.match(
-      new RegExp(`CUDAAPI ${publicName}\\(([^)]*)\\);`),
-    );
-    expect(match).not.toBeNull();
-    const kinds = (match?.[1] ?? '')
-      .split(',')
-      .map((parameter) => kindOf(parameter.trim()));
-    expect(signature.map(widthOf)).toEqual(kinds);
-  });
-});
+    it.each(Object.entries(driverFunctions))('%s', (name, signature) => {
+      // The public name stands for the newest version of a function.
+      const plain = name.replace(/_v\d$/, '');
+      const publicName =
+        name === 'cuGraphInstantiateWithFlags' ? 'cuGraphInstantiate' : plain;
+      const match = header.match(
+        new RegExp(`CUDAAPI ${publicName}\\(([^)]*)\\);`),
+      );
+      expect(match).not.toBeNull();
+      const kinds = (match?.[1] ?? '')
+        .split(',')
+        .map((parameter) => kindOf(parameter.trim()));
+      expect(signature.map(widthOf)).toEqual(kinds);
+    });
+  },
+);
 
 it('names the functions of all three libraries', () => {
   for (const table of [driverFunctions, compilerFunctions, productFunctions]) {

@@ -1,5 +1,11 @@
 import type { AttentionAttributes, AttentionOperands } from '@asa/core';
-import { attend, attendBackward, shapeOf, total, type View } from './attention-tile';
+import {
+  attend,
+  attendBackward,
+  shapeOf,
+  total,
+  type View,
+} from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 
 export const attentionKernels = (

@@ -31,7 +31,10 @@ export const compressKernels = (
       entry: 'compress',
       defines: typed(x),
       threads: [THREADS],
-      grid: bySequence(blockCount(sequences.maxKeys, attributes) * row, sequences),
+      grid: bySequence(
+        blockCount(sequences.maxKeys, attributes) * row,
+        sequences,
+      ),
       arguments: [...blocks(x, attributes), x, weights, y],
     });
     weights?.free();
@@ -65,7 +68,10 @@ export const compressKernels = (
       entry: 'unfoldBlocks',
       defines: typed(x),
       threads: [THREADS],
-      grid: bySequence(blockCount(sequences.maxKeys, attributes) * row, sequences),
+      grid: bySequence(
+        blockCount(sequences.maxKeys, attributes) * row,
+        sequences,
+      ),
       arguments: [...blocks(x, attributes), x, bias, y],
     });
   },

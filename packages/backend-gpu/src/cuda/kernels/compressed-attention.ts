@@ -3,7 +3,13 @@ import {
   blockCount,
   type CompressedAttentionAttributes,
 } from '@asa/core';
-import { attend, attendBackward, shapeOf, total, type View } from './attention-tile';
+import {
+  attend,
+  attendBackward,
+  shapeOf,
+  total,
+  type View,
+} from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 
 export const compressedAttentionKernels = (

@@ -8,7 +8,7 @@ export interface KernelContext {
   readonly facts: DeviceFacts;
   /** Enqueues one launch. */
   run(launch: Launch): void;
-  /** Enqueues one dense product; none where it has no element or no term. */
+  /** Enqueues one dense product, of some elements and some terms. */
   product(product: Product): void;
   /** Enqueues zeros for all of a tensor. */
   clear(tensor: Tensor): void;

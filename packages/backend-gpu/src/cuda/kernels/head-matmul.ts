@@ -1,12 +1,7 @@
 import type { Tensor } from '@asa/core';
 import { i32 } from '../launch';
-import {
-  extent,
-  type KernelContext,
-  type Kernels,
-  typed,
-} from './context';
-import { matrix, multiply } from './matmul';
+import { extent, type KernelContext, type Kernels, typed } from './context';
+import { multiply } from './matmul';
 
 /**
  * Heads that share a group are rows of one matrix `[share M, K]`, so each is
@@ -24,15 +19,15 @@ export const headMatmulKernels = (
     const [rows, groups, inner] = [extent(x, 0), extent(x, 1), extent(x, 2)];
     const columns = (extent(y, 1) / groups) * extent(y, 2);
     withRows(context, w, transposeWeight, groups, (weights, isTransposed) =>
-      multiply(context, y, {
-        a: { ...matrix(x), pitch: groups * inner, batchStride: inner },
+      multiply(context, {
+        a: { tensor: x, pitch: groups * inner, batchStride: inner },
         b: {
-          ...matrix(weights),
+          tensor: weights,
           pitch: isTransposed ? columns : inner,
           batchStride: columns * inner,
           isTransposed: !isTransposed,
         },
-        y: { ...matrix(y), pitch: groups * columns, batchStride: columns },
+        y: { tensor: y, pitch: groups * columns, batchStride: columns },
         rows,
         columns,
         inner,
@@ -43,22 +38,18 @@ export const headMatmulKernels = (
 
   /** dx[n, g] = sum over heads i of g of W[i]^T dy[n, i] */
   headMatmulBackwardInput({ dy, w }, { dx }, { transposeWeight = false }) {
-    const [rows, groups, width] = [
-      extent(dx, 0),
-      extent(dx, 1),
-      extent(dx, 2),
-    ];
+    const [rows, groups, width] = [extent(dx, 0), extent(dx, 1), extent(dx, 2)];
     const inner = (extent(dy, 1) / groups) * extent(dy, 2);
     withRows(context, w, transposeWeight, groups, (weights, isTransposed) =>
-      multiply(context, dx, {
-        a: { ...matrix(dy), pitch: groups * inner, batchStride: inner },
+      multiply(context, {
+        a: { tensor: dy, pitch: groups * inner, batchStride: inner },
         b: {
-          ...matrix(weights),
+          tensor: weights,
           pitch: isTransposed ? inner : width,
           batchStride: inner * width,
           isTransposed,
         },
-        y: { ...matrix(dx), pitch: groups * width, batchStride: width },
+        y: { tensor: dx, pitch: groups * width, batchStride: width },
         rows,
         columns: width,
         inner,
@@ -73,29 +64,29 @@ export const headMatmulKernels = (
     const heads = extent(dy, 1);
     const share = (heads / groups) * extent(dy, 2);
     const ofHeads = {
-      ...matrix(dy),
+      tensor: dy,
       pitch: groups * share,
       batchStride: share,
     };
-    const ofGroups = { ...matrix(x), pitch: groups * width, batchStride: width };
+    const ofGroups = { tensor: x, pitch: groups * width, batchStride: width };
     const common = { inner, batches: groups };
     if (transposeWeight && heads === groups) {
-      multiply(context, dw, {
+      multiply(context, {
         ...common,
         a: { ...ofGroups, isTransposed: true },
         b: ofHeads,
-        y: { ...matrix(dw), pitch: share, batchStride: share * width },
+        y: { tensor: dw, pitch: share, batchStride: share * width },
         rows: width,
         columns: share,
       });
       return;
     }
     const rows = transposeWeight ? context.scratch(dw.size, dw.dtype) : dw;
-    multiply(context, rows, {
+    multiply(context, {
       ...common,
       a: { ...ofHeads, isTransposed: true },
       b: ofGroups,
-      y: { ...matrix(rows), pitch: width, batchStride: share * width },
+      y: { tensor: rows, pitch: width, batchStride: share * width },
       rows: share,
       columns: width,
     });

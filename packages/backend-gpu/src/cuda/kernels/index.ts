@@ -18,10 +18,7 @@ import { crossEntropyKernels } from './cross-entropy';
 import { gatedSumKernels } from './gated-sum';
 import { gatherRowsKernels } from './gather-rows';
 import { headMatmulKernels } from './head-matmul';
-import {
-  linearAttentionKernels,
-  reasonAgainstWidth,
-} from './linear-attention';
+import { linearAttentionKernels, reasonAgainstWidth } from './linear-attention';
 import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';

@@ -1,12 +1,7 @@
 import type { Sequences, Tensor } from '@asa/core';
 import { f32, i32 } from '../launch';
 import { columnSum } from './column-sum';
-import {
-  extent,
-  type KernelContext,
-  type Kernels,
-  typed,
-} from './context';
+import { extent, type KernelContext, type Kernels, typed } from './context';
 
 /** As in the kernel: four threads share a row. */
 const THREADS = 128;

@@ -1,5 +1,5 @@
 import type { Tensor } from '@asa/core';
-import { memoryOf } from '../memory';
+import type { Product } from '../products';
 import { extent, type KernelContext, type Kernels } from './context';
 
 export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
@@ -9,10 +9,10 @@ export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
     const aRows = rowsOf(a);
     const [rows, inner] = transposeA ? [aColumns, aRows] : [aRows, aColumns];
     const columns = extent(b, transposeB ? 0 : 1);
-    multiply(context, y, {
-      a: { ...matrix(a), pitch: aColumns, isTransposed: transposeA },
-      b: { ...matrix(b), pitch: extent(b, 1), isTransposed: transposeB },
-      y: { ...matrix(y), pitch: columns },
+    multiply(context, {
+      a: { tensor: a, pitch: aColumns, isTransposed: transposeA },
+      b: { tensor: b, pitch: extent(b, 1), isTransposed: transposeB },
+      y: { tensor: y, pitch: columns },
       rows,
       columns,
       inner,
@@ -20,20 +20,12 @@ export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
   },
 });
 
-/** A tensor's memory as the start of a matrix. */
-export const matrix = ({ storage }: Tensor) => ({
-  pointer: memoryOf(storage).pointer,
-});
-
 /** A product into all of `y`; zeros where it has no terms. */
-export function multiply(
-  context: KernelContext,
-  y: Tensor,
-  product: Omit<Parameters<KernelContext['product']>[0], 'dtype'>,
-): void {
-  if (y.size === 0) return;
-  if (product.inner === 0) context.clear(y);
-  else context.product({ ...product, dtype: y.dtype });
+export function multiply(context: KernelContext, product: Product): void {
+  const { tensor } = product.y;
+  if (tensor.size === 0) return;
+  if (product.inner === 0) context.clear(tensor);
+  else context.product(product);
 }
 
 function rowsOf({ shape }: Tensor): number {

@@ -19,14 +19,7 @@ export const rmsNormKernels = (
       defines: typed(x),
       grid: [x.size / width],
       threads: [threadsFor(width)],
-      arguments: [
-        x,
-        weight,
-        y,
-        i32(width),
-        i32(weight.size / width),
-        f32(eps),
-      ],
+      arguments: [x, weight, y, i32(width), i32(weight.size / width), f32(eps)],
     });
   },
 

@@ -10,12 +10,7 @@ import {
   greatestCommonDivisor,
   shapeOf,
 } from './attention-tile';
-import {
-  extent,
-  fillBits,
-  type KernelContext,
-  type Kernels,
-} from './context';
+import { extent, fillBits, type KernelContext, type Kernels } from './context';
 
 /** As in the kernel. */
 const THREADS = 128;

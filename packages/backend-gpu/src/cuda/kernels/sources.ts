@@ -1,3 +1,4 @@
+/// <reference path="../cuda-source.d.ts" />
 /** The text of every kernel: it travels inside the package. */
 import adamw from './adamw.cu';
 import add from './add.cu';
