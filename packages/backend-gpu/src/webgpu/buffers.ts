@@ -1,4 +1,5 @@
 import { OutOfMemoryError } from '@asa/core';
+import { roundUp, sizeClass } from '../size-class';
 
 /** A device buffer that the pool hands out again and again. */
 export interface PooledBuffer {
@@ -137,17 +138,4 @@ export class BufferPool {
     buffer.gpu.destroy();
     this.bytes -= buffer.bytes;
   }
-}
-
-const SMALLEST = 256;
-
-/** Four classes to each power of two: at most a quarter is wasted. */
-function sizeClass(bytes: number): number {
-  if (bytes <= SMALLEST) return SMALLEST;
-  const step = 2 ** (Math.floor(Math.log2(bytes - 1)) - 2);
-  return roundUp(bytes, Math.max(step, 4));
-}
-
-function roundUp(value: number, multiple: number): number {
-  return Math.ceil(value / multiple) * multiple;
 }
