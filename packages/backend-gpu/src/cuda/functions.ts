@@ -90,9 +90,14 @@ export function requestOf(
     source: sources[file],
     headers,
     options: [
-      `--gpu-architecture=sm_${capability}`,
+      `--gpu-architecture=${architectureOf(capability)}`,
       '--std=c++17',
       ...Object.entries(defines).map(([name, value]) => `-D${name}=${value}`),
     ],
   };
+}
+
+/** Hopper's own instructions belong to the name with an a. */
+function architectureOf(capability: number): string {
+  return capability === 90 ? 'sm_90a' : `sm_${capability}`;
 }

@@ -33,9 +33,10 @@ describe('the key of machine code', () => {
   });
 
   it('holds the architecture and the definitions', () => {
-    const { options } = requestOf('add', { T: 'bf16' }, 90);
-    expect(options).toContain('--gpu-architecture=sm_90');
+    const { options } = requestOf('add', { T: 'bf16' }, 89);
+    expect(options).toContain('--gpu-architecture=sm_89');
     expect(options).toContain('-DT=bf16');
+    expect(requestOf('add', {}, 90).options[0]).toMatch(/=sm_90a$/);
   });
 });
 
