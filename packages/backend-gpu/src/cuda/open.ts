@@ -2,8 +2,11 @@ import { ArgumentError, UnsupportedError } from '@asa/core';
 import { checkKnownAnswer } from '../known-answer';
 import {
   bind,
+  type CompilerLibrary,
   compilerFunctions,
+  type DriverLibrary,
   driverFunctions,
+  type ProductLibrary,
   productFunctions,
 } from './bindings';
 import { Compiler } from './compiler';
@@ -68,7 +71,7 @@ export async function openCuda(
   const backend = new CudaBackend({
     driver,
     compiler,
-    products: products.functions,
+    products,
     cache: new KernelCache(cacheFolder ?? undefined),
     device,
     facts,
@@ -101,39 +104,42 @@ export async function explainCuda(
   };
 }
 
-/** The three libraries, and libcuda started. */
+interface Libraries {
+  readonly cuda: LoadedLibrary<DriverLibrary>;
+  readonly nvrtc: LoadedLibrary<CompilerLibrary>;
+  readonly cublasLt: LoadedLibrary<ProductLibrary>;
+}
+
+/** Loaded once: what a process has loaded stays. */
+let libraries: Libraries | undefined;
+
+/** The libraries, and libcuda started. */
 function load() {
   return asUnsupported(() => {
-    if (process.platform !== 'linux') {
-      throw new Error(`it needs Linux, this is ${process.platform}`);
-    }
-    const cuda = loadLibrary(cudaLibrary, (path) =>
-      bind(path, driverFunctions),
-    );
-    const nvrtc = loadLibrary(nvrtcLibrary, (path) =>
-      bind(path, compilerFunctions),
-    );
-    const products = loadLibrary(cublasLibrary, (path) =>
-      bind(path, productFunctions),
-    );
+    libraries ??= findLibraries();
+    const { cuda, nvrtc, cublasLt } = libraries;
     const driver = new Driver(cuda.functions);
     driver.init();
     return {
       driver,
       compiler: new Compiler(nvrtc.functions),
-      products,
-      paths: pathsOf({ cuda, nvrtc, cublasLt: products }),
+      products: cublasLt.functions,
+      paths: { cuda: cuda.path, nvrtc: nvrtc.path, cublasLt: cublasLt.path },
     };
   });
 }
 
-function pathsOf(
-  libraries: Readonly<
-    Record<'cuda' | 'nvrtc' | 'cublasLt', LoadedLibrary<unknown>>
-  >,
-): CudaReport['libraries'] {
-  const { cuda, nvrtc, cublasLt } = libraries;
-  return { cuda: cuda.path, nvrtc: nvrtc.path, cublasLt: cublasLt.path };
+function findLibraries(): Libraries {
+  if (process.platform !== 'linux') {
+    throw new Error(`it needs Linux, this is ${process.platform}`);
+  }
+  return {
+    cuda: loadLibrary(cudaLibrary, (path) => bind(path, driverFunctions)),
+    nvrtc: loadLibrary(nvrtcLibrary, (path) => bind(path, compilerFunctions)),
+    cublasLt: loadLibrary(cublasLibrary, (path) =>
+      bind(path, productFunctions),
+    ),
+  };
 }
 
 function deviceOf(driver: Driver, device: number): DeviceFacts {
