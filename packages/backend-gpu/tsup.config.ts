@@ -5,6 +5,7 @@ export default defineConfig({
     index: 'src/index.ts',
     webgpu: 'src/webgpu/index.ts',
     cuda: 'src/cuda/index.ts',
+    tfjs: 'src/tfjs/index.ts',
   },
   format: ['esm', 'cjs'],
   // Shared chunks: the entry that opens any driver reads a driver's code when

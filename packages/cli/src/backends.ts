@@ -39,6 +39,17 @@ const backends: readonly BackendEntry[] = [
     },
     open: async () => (await import('@asa/backend-gpu/cuda')).openCuda(),
   },
+  {
+    // Behind the CPU, which every machine has: for those who ask for it.
+    name: 'tfjs',
+    explain: async () => undefined,
+    open: async () => {
+      const { openTfjs } = await import('@asa/backend-gpu/tfjs');
+      const onPass = (engine: string, reason: string) =>
+        note(`tfjs passed over ${engine}: ${reason}`);
+      return openTfjs({ onPass });
+    },
+  },
 ];
 
 /** What `--backend` takes. */

@@ -1,0 +1,103 @@
+import { loadGpu } from '../webgpu/loader';
+import { explainWebGpu } from '../webgpu/open';
+
+/** What `engines` load is given, so that tests can stand in for it. */
+export interface EngineHost {
+  /** `import()` of a package. */
+  readonly load: (name: string) => Promise<unknown>;
+  /** Of Node.js, as `process.versions.node`; none in a browser. */
+  readonly nodeVersion: string | undefined;
+  /** Take a software adapter too. */
+  readonly software: boolean;
+}
+
+/** One of tfjs's own backends. */
+export interface Engine {
+  /** What `engine` in the options names. */
+  readonly name: 'node-gpu' | 'webgpu' | 'wasm' | 'cpu';
+  /** What tfjs calls it. */
+  readonly id: string;
+  /** Loads and registers it; throws with the reason where it cannot. */
+  prepare(host: EngineHost): Promise<void>;
+}
+
+/** In the order in which they are tried. */
+export const engines: readonly Engine[] = [
+  {
+    name: 'node-gpu',
+    id: 'tensorflow',
+    async prepare({ load, nodeVersion }) {
+      const major = Number.parseInt(nodeVersion ?? '', 10);
+      if (Number.isNaN(major)) throw new Error('it needs Node.js');
+      if (major > newestForNodeGpu) {
+        throw new Error(
+          `@tensorflow/tfjs-node-gpu works up to Node.js ${newestForNodeGpu}, this is ${nodeVersion}`,
+        );
+      }
+      await load('@tensorflow/tfjs-node-gpu').catch((error: unknown) => {
+        throw new Error(
+          isMissing(error)
+            ? '@tensorflow/tfjs-node-gpu is not installed'
+            : `@tensorflow/tfjs-node-gpu does not load: ${firstLine(error)}`,
+        );
+      });
+    },
+  },
+  {
+    name: 'webgpu',
+    id: 'webgpu',
+    async prepare({ load, software }) {
+      await explainWebGpu({ hardwareOnly: !software });
+      // tfjs looks for it there, and Node.js has none.
+      await offerGpu();
+      await load('@tensorflow/tfjs-backend-webgpu');
+    },
+  },
+  {
+    name: 'wasm',
+    id: 'wasm',
+    async prepare({ load }) {
+      await load('@tensorflow/tfjs-backend-wasm');
+    },
+  },
+  {
+    name: 'cpu',
+    id: 'cpu',
+    async prepare({ load }) {
+      await load('@tensorflow/tfjs-backend-cpu');
+    },
+  },
+];
+
+/** Newer ones lack what its native part calls. */
+const newestForNodeGpu = 22;
+
+async function offerGpu(): Promise<void> {
+  const gpu = await loadGpu();
+  const holder = globalThis as { navigator?: object };
+  if (!holder.navigator) {
+    Object.defineProperty(globalThis, 'navigator', {
+      value: { gpu },
+      configurable: true,
+      writable: true,
+    });
+  } else if (!('gpu' in holder.navigator)) {
+    Object.defineProperty(holder.navigator, 'gpu', {
+      value: gpu,
+      configurable: true,
+    });
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  const code = (error as { code?: string } | undefined)?.code;
+  return (
+    (code === 'ERR_MODULE_NOT_FOUND' || code === 'MODULE_NOT_FOUND') &&
+    String(error).includes('@tensorflow/tfjs-node-gpu')
+  );
+}
+
+export function firstLine(error: unknown): string {
+  const text = error instanceof Error ? error.message : String(error);
+  return text.split('\n')[0] ?? text;
+}

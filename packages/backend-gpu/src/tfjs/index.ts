@@ -1,0 +1,3 @@
+export type { Engine, EngineHost } from './engines';
+export { explainTfjs, openTfjs, type TfjsOptions } from './open';
+export type { TfjsBackend } from './tfjs-backend';

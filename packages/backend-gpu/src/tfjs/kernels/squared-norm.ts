@@ -1,0 +1,8 @@
+import * as tf from '@tensorflow/tfjs-core';
+import type { Bodies } from './body';
+
+export const squaredNormBodies: Bodies<'squaredNorm'> = {
+  squaredNorm: ({ x, total }) => ({
+    total: tf.add(total, tf.sum(tf.square(x))),
+  }),
+};
