@@ -1,6 +1,7 @@
 import type { Backend } from '@asa/core';
 import { ExitError, exitCode } from './exit';
-import { probeWebGpu, whyNoGpu } from './gpu-probe';
+import { whyNoGpu } from './gpu-probe';
+import { whyNotWebGpu } from './probe-memory';
 import { note } from './terminal';
 
 /** One way to compute, behind an import that happens when it is asked for. */
@@ -19,7 +20,7 @@ export interface BackendEntry {
 const backends: readonly BackendEntry[] = [
   {
     name: 'webgpu',
-    explain: async () => (await whyNoGpu()) ?? (await probeWebGpu()).reason,
+    explain: async () => (await whyNoGpu()) ?? (await whyNotWebGpu()),
     open: async () => {
       const { openWebGpu } = await import('@asa/backend-gpu/webgpu');
       return openWebGpu({ hardwareOnly: true });

@@ -25,22 +25,35 @@ const script = fileURLToPath(new URL('./probe.js', import.meta.url));
 /** Far above what a driver takes, the first time after a start too. */
 const PATIENCE_MS = 15_000;
 
+export interface ProbeOptions {
+  /** Report every adapter, too. */
+  readonly adapters?: boolean;
+  /** The program that tries; ours when left out. */
+  readonly path?: string;
+  readonly patienceMs?: number;
+}
+
 /** Opens WebGPU in another process. Never throws, never takes longer. */
-export function probeWebGpu(
+export function probeWebGpu({
+  adapters = false,
   path = script,
   patienceMs = PATIENCE_MS,
-): Promise<ProbeReport> {
+}: ProbeOptions = {}): Promise<ProbeReport> {
   const failed = (reason: string): ProbeReport => ({
     reason,
     adapters: [],
     libraries: [],
   });
   return new Promise((resolve) => {
-    const child = spawn(process.execPath, [path], {
-      stdio: ['ignore', 'pipe', 'ignore'],
-      timeout: patienceMs,
-      killSignal: 'SIGKILL',
-    });
+    const child = spawn(
+      process.execPath,
+      [path, ...(adapters ? ['adapters'] : [])],
+      {
+        stdio: ['ignore', 'pipe', 'ignore'],
+        timeout: patienceMs,
+        killSignal: 'SIGKILL',
+      },
+    );
     let text = '';
     child.stdout.setEncoding('utf8').on('data', (part: string) => {
       text += part;

@@ -1,4 +1,7 @@
-/** A program of its own: prints what it found out about WebGPU as JSON. */
+/**
+ * A program of its own: prints what it found out about WebGPU as JSON, with
+ * the argument `adapters` about every adapter.
+ */
 import { readFile } from 'node:fs/promises';
 import {
   type AdapterReport,
@@ -19,6 +22,7 @@ async function open(): Promise<Omit<ProbeReport, 'adapters' | 'libraries'>> {
 }
 
 async function adapters(): Promise<AdapterReport[]> {
+  if (process.argv[2] !== 'adapters') return [];
   return listAdapters().catch(() => []);
 }
 

@@ -1,9 +1,10 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it, vi } from 'vitest';
 import { gpuAdvice, loaderOf } from '../../../packages/cli/src/gpu-advice';
 import { probeWebGpu, whyNoGpu } from '../../../packages/cli/src/gpu-probe';
+import { whyNotWebGpu } from '../../../packages/cli/src/probe-memory';
 import { vulkanFiles } from '../../../packages/cli/src/vulkan-files';
 
 const root = mkdtempSync(join(tmpdir(), 'asa-probe-'));
@@ -18,7 +19,10 @@ function file(name: string, text: string): string {
 
 describe('probeWebGpu', () => {
   const probe = (name: string, text: string, patience?: number) =>
-    probeWebGpu(file(`${name}.mjs`, text), patience);
+    probeWebGpu({
+      path: file(`${name}.mjs`, text),
+      ...(patience && { patienceMs: patience }),
+    });
   const report = { device: 'a GPU', adapters: [], libraries: [] };
 
   it('gives what the process found out', async () => {
@@ -49,8 +53,40 @@ describe('probeWebGpu', () => {
   });
 
   it('says why the process could not start', async () => {
-    const { reason } = await probeWebGpu(join(root, 'missing.mjs'));
+    const { reason } = await probeWebGpu({
+      path: join(root, 'missing.mjs'),
+    });
     expect(reason).toContain('exit code 1');
+  });
+});
+
+describe('whyNotWebGpu', () => {
+  const env = { XDG_CACHE_HOME: join(root, 'cache') };
+  const good = { device: 'a GPU', adapters: [], libraries: [] };
+
+  it('tries again only when something changed', async () => {
+    const probe = vi.fn(async () => good);
+    expect(await whyNotWebGpu(env, probe)).toBeUndefined();
+    expect(await whyNotWebGpu(env, probe)).toBeUndefined();
+    expect(probe).toHaveBeenCalledTimes(1);
+    const changed = { ...env, VK_DRIVER_FILES: join(root, 'c.json') };
+    expect(await whyNotWebGpu(changed, probe)).toBeUndefined();
+    expect(probe).toHaveBeenCalledTimes(2);
+  });
+
+  it('remembers no failure', async () => {
+    const folder = { XDG_CACHE_HOME: join(root, 'other') };
+    const probe = vi.fn(async () => ({
+      ...{ reason: 'it broke', adapters: [], libraries: [] },
+    }));
+    expect(await whyNotWebGpu(folder, probe)).toBe('it broke');
+    expect(await whyNotWebGpu(folder, probe)).toBe('it broke');
+    expect(probe).toHaveBeenCalledTimes(2);
+  });
+
+  it('works where nothing can be written', async () => {
+    const nowhere = { XDG_CACHE_HOME: '/dev/null/x' };
+    expect(await whyNotWebGpu(nowhere, async () => good)).toBeUndefined();
   });
 });
 

@@ -33,7 +33,7 @@ async function examine(configFile: string | undefined) {
   const [noDevice, vulkan, webgpu] = await Promise.all([
     whyNoGpu(),
     vulkanFiles(),
-    probeWebGpu(),
+    probeWebGpu({ adapters: true }),
   ]);
   return {
     version,

@@ -6,8 +6,9 @@ import type { Judgement } from '../verify/fuzz';
 import { type BenchCase, type BenchSuite, benchSuites } from './case';
 import { ceilingCases } from './ceilings';
 import { layerBenches, layerCase } from './layers';
+import { matmulCases } from './matmul';
 import { type BenchModel, modelCases, trainingCases } from './models';
-import { attentionBenches, matmulBenches, operatorCase } from './operators';
+import { attentionBenches, operatorCase } from './operators';
 import type { BenchProfile } from './profile';
 import { type BenchReport, type BenchRow, reportOf } from './report';
 import { measure } from './timing';
@@ -55,10 +56,7 @@ export function benchCases(options: BenchOptions): BenchCase[] {
   const { generate = profile.generate, chunk } = options;
   const builders: Readonly<Record<BenchSuite, () => BenchCase[]>> = {
     ceilings: () => [],
-    matmul: () =>
-      dtypes.flatMap((dtype) =>
-        matmulBenches(profile).map((bench) => operatorCase(bench, dtype)),
-      ),
+    matmul: () => dtypes.flatMap((dtype) => matmulCases(profile, dtype)),
     operators: () =>
       dtypes.flatMap((dtype) =>
         contexts.flatMap((tokens) =>

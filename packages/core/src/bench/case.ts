@@ -49,8 +49,8 @@ export interface Prepared {
   free(): void;
 }
 
-/** FLOPs that the reference may take for one check: a second or two. */
-const ORACLE_FLOPS = 2e9;
+/** FLOPs that the reference may take for one check: about a second. */
+const ORACLE_FLOPS = 5e8;
 
 /**
  * The tokens of a check: all of the case's where the reference can, else the

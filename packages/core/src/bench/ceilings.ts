@@ -5,7 +5,7 @@ import { compareBits } from '../verify/comparison';
 import { download } from '../verify/values';
 import type { BenchCase } from './case';
 import { normalDraw } from './fill';
-import { matmulBench, operatorCase } from './operators';
+import { matmulCase } from './matmul';
 import type { BenchProfile } from './profile';
 
 /** What the device can do at best: measured in the same run as all else. */
@@ -14,10 +14,12 @@ export function ceilingCases(
   dtypes: readonly FloatType[],
 ): BenchCase[] {
   const side = matrices.at(-1) ?? 1;
-  const peak = matmulBench('ceilings', 'peak matmul', side, side, side);
+  const square = { rows: side, columns: side, inner: side };
   return [
     copyCase(copyBytes),
-    ...dtypes.map((type) => operatorCase(peak, type)),
+    ...dtypes.map((type) =>
+      matmulCase('ceilings', 'peak matmul', square, type),
+    ),
   ];
 }
 

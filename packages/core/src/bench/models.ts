@@ -286,12 +286,14 @@ function drawModel(
 /** Tokens of a check that are taken in at once, and one by one. */
 const PREFILL = 33;
 const DECODED = 4;
-/** Rows of the vocabulary that a check keeps. */
+/** Widths of a check that are no attention's. */
 const VOCABULARY = 1031;
+const HIDDEN = 128;
+const INNER = 256;
 
 /**
- * The same widths with one layer of each kind and fewer words: what the
- * reference can do in a second. All blocks of so few tokens are selected, so
+ * The same attention with one layer of each kind between narrower states: what
+ * the reference can do in a second. All blocks of so few tokens are selected, so
  * that no list hangs on the rounding of a score.
  */
 function checkedConfig(config: ModelConfig): ModelConfig {
@@ -302,19 +304,21 @@ function checkedConfig(config: ModelConfig): ModelConfig {
     pattern: [...letters],
     layers: letters.size,
     vocabularySize: Math.min(config.vocabularySize, VOCABULARY),
+    hiddenSize: Math.min(config.hiddenSize, HIDDEN),
+    intermediateSize: Math.min(config.intermediateSize, INNER),
     context: PREFILL + DECODED,
     eos: [],
   });
 }
 
-const words = (config: ModelConfig, tokens: number) =>
-  `${checkedConfig(config).layers} layers, ${tokens} tokens`;
+const words = ({ layers, hiddenSize }: ModelConfig, tokens: number) =>
+  `${layers} layers, hidden ${hiddenSize}, ${tokens} tokens`;
 
 function engineCheck(config: ModelConfig, dtype: FloatType): Check {
   const small = checkedConfig(config);
   return {
     key: `engine ${JSON.stringify(small)} ${dtype}`,
-    on: words(config, PREFILL + DECODED),
+    on: words(small, PREFILL + DECODED),
     judge: async (backend, reference) => {
       const got = await logitsOf(drawModel(backend, small, dtype, normalDraw));
       const double = doubleDraw(dtype);
@@ -352,7 +356,7 @@ function trainingCheck(config: ModelConfig): Check {
   const small = checkedConfig(config);
   return {
     key: `training ${JSON.stringify(small)}`,
-    on: `${words(config, PREFILL)}, 2 steps`,
+    on: `${words(small, PREFILL)}, 2 steps`,
     judge: async (backend, reference) => {
       const got = await lossesOf(drawModel(backend, small, 'f32', normalDraw));
       const double = doubleDraw('f32');

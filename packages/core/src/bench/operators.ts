@@ -12,13 +12,7 @@ import {
   type ValuesByName,
 } from '../verify/run-operator';
 import { type Values, valuesOf } from '../verify/values';
-import {
-  type BenchCase,
-  type BenchSuite,
-  checkedOn,
-  checkTokens,
-  type Prepared,
-} from './case';
+import { type BenchCase, checkedOn, checkTokens, type Prepared } from './case';
 import type { Cost } from './cost';
 import { CountingBackend } from './counting-backend';
 import { type Draw, emptyDraw, normalDraw, normalValues } from './fill';
@@ -36,33 +30,29 @@ type Source = Shape | { readonly step: Step; readonly output: string };
 
 const isShape = (source: Source): source is Shape => Array.isArray(source);
 
-/** A step that is made for a number of tokens (rows, of a matrix product). */
+/** A step that is made for a number of tokens. */
 export interface OperatorBench {
-  readonly suite: BenchSuite;
   readonly name: string;
   readonly shape: string;
   readonly tokens: number;
-  readonly unit: 'tokens' | 'rows';
-  /** Tokens that a check may have, ascending. */
-  readonly checks: readonly number[];
   step(tokens: number): Step;
 }
 
 export function operatorCase(
-  { suite, name, shape, tokens, unit, checks, step }: OperatorBench,
+  { name, shape, tokens, step }: OperatorBench,
   dtype: FloatType,
 ): BenchCase {
   const costOf = (count: number) => costOfStep(step(count), dtype);
-  const checked = checkTokens(tokens, (n) => costOf(n).flops, checks);
+  const checked = checkTokens(tokens, (n) => costOf(n).flops, primes);
   return {
-    suite,
+    suite: 'operators',
     name,
     dtype,
-    shape,
-    ...(unit === 'tokens' && { context: tokens }),
+    shape: `T ${tokens}, ${shape}`,
+    context: tokens,
     check: {
-      key: `${suite} ${name} ${shape.replace(/\b[TM] \d+/, '')} ${dtype} ${checked}`,
-      on: checkedOn(checked, tokens, unit),
+      key: `${name} ${shape} ${dtype} ${checked}`,
+      on: checkedOn(checked, tokens, 'tokens'),
       judge: async (backend, reference) => {
         const call = step(checked);
         const inputs = await valuesOfStep(call, dtype, reference);
@@ -81,19 +71,15 @@ export function attentionBenches(
   tokens: number,
 ): OperatorBench[] {
   const { heads, groups, width, ropeWidth, block, count, window } = profile;
-  const shape = `T ${tokens}, H ${heads}, G ${groups}, ${width} + ${ropeWidth}`;
+  const shape = `H ${heads}, G ${groups}, ${width} + ${ropeWidth}`;
   const bench = (
     name: string,
     step: (steps: AttentionSteps) => Step,
-    checks = attentionChecks,
     extra = '',
   ): OperatorBench => ({
-    suite: 'operators',
     name,
     shape: shape + extra,
     tokens,
-    unit: 'tokens',
-    checks,
     step: (n) => step(new AttentionSteps(profile, n)),
   });
   const blocks = `, blocks of ${block}`;
@@ -104,32 +90,24 @@ export function attentionBenches(
     bench(`attentionBackward window ${window}`, (s) =>
       backward(s.attention(window)),
     ),
-    bench('compressedAttention', (s) => s.compressed(1), undefined, blocks),
+    bench('compressedAttention', (s) => s.compressed(1), blocks),
     bench(
       'compressedAttentionBackward',
       (s) => backward(s.compressed(1)),
-      undefined,
       blocks,
     ),
     ...profile.sharing.flatMap((sharing) => {
       const lists = `${blocks}, ${count} selected`;
       return [
-        bench(
-          `selectBlocks r=${sharing}`,
-          (s) => s.select(sharing),
-          attentionChecks,
-          lists,
-        ),
+        bench(`selectBlocks r=${sharing}`, (s) => s.select(sharing), lists),
         bench(
           `selectedAttention r=${sharing}`,
           (s) => s.selected(sharing),
-          attentionChecks,
           lists,
         ),
         bench(
           `selectedAttentionBackward r=${sharing}`,
           (s) => backward(s.selected(sharing)),
-          attentionChecks,
           lists,
         ),
       ];
@@ -137,8 +115,8 @@ export function attentionBenches(
   ];
 }
 
-/** Primes, and past a block of most kernels. */
-const attentionChecks = [67, 131, 257, 521, 1031, 2053];
+/** Tokens of a check: primes, and past the tiles of most kernels. */
+const primes = [67, 131, 257, 521, 1031, 2053];
 
 /** Calls in the absorbed form: the latent row is key and value. */
 class AttentionSteps {
@@ -257,37 +235,6 @@ function backward(step: Step): Step {
   };
 }
 
-/** Square products and products of one row, weights `[out, in]`. */
-export function matmulBenches({ matrices }: BenchProfile): OperatorBench[] {
-  return matrices.flatMap((side) => [
-    matmulBench('matmul', 'matmul', side, side, side),
-    matmulBench('matmul', 'matmul of one row', 1, side, side),
-  ]);
-}
-
-/** `a [M, K]`, `b [N, K]`. */
-export function matmulBench(
-  suite: BenchSuite,
-  name: string,
-  rows: number,
-  columns: number,
-  inner: number,
-): OperatorBench {
-  return {
-    suite,
-    name,
-    shape: `M ${rows}, N ${columns}, K ${inner}`,
-    tokens: rows,
-    unit: 'rows',
-    checks: rows === 1 ? [1] : [131, 257, 521, 1031],
-    step: (n) => ({
-      operator: 'matmul',
-      inputs: { a: [n, inner], b: [columns, inner] },
-      attributes: { transposeB: true } as Step['attributes'],
-    }),
-  };
-}
-
 /** The inputs of a step on the host, what other operators give made in double. */
 async function valuesOfStep(
   step: Step,
@@ -378,7 +325,8 @@ class Operands {
   }
 }
 
-function costOfStep(step: Step, dtype: FloatType): Cost {
+/** What a step costs; those before it not counted. */
+export function costOfStep(step: Step, dtype: FloatType): Cost {
   const counting = new CountingBackend();
   const scope = new Scope(counting);
   const operands = new Operands(scope, dtype, emptyDraw, 0).of(step);
@@ -398,7 +346,7 @@ const LOW_INTENSITY = 64;
  * The step on operands of its own. Where reading them decides, there are
  * several copies in turn, so that no call finds its operands in a cache.
  */
-function prepareStep(
+export function prepareStep(
   backend: Backend,
   step: Step,
   dtype: FloatType,
