@@ -32,13 +32,6 @@ describe.skipIf(reason)(`bench on WebGPU ${reason ?? ''}`, () => {
       only: ['selectBlocks r=4', 'one row'],
     })) {
       if (event.type !== 'row') continue;
-      console.log(
-        event.row.name,
-        event.row.status,
-        event.row.worst,
-        event.row.timing?.ms,
-        event.row.detail,
-      );
       expect(event.row).toMatchObject({ status: 'ok' });
       names.push(event.row.name);
     }

@@ -1,4 +1,4 @@
-import { bytesPerElement, type FloatType, type HostArray } from '../dtype';
+import type { FloatType, HostArray } from '../dtype';
 import { narrowed } from '../model/parameters';
 import { Random } from '../random';
 import type { Scope } from '../scope';
@@ -73,9 +73,6 @@ export function randomTokens(
   const random = Random.fromSeed(seed);
   return Int32Array.from({ length: count }, () => random.below(vocabularySize));
 }
-
-const bytesOf = (shape: Shape, dtype: FloatType) =>
-  sizeOf(shape) * bytesPerElement[dtype];
 
 function normals(seed: number, size: number, deviation: number): Float64Array {
   const random = Random.fromSeed(seed);

@@ -19,7 +19,7 @@ import { type Draw, emptyDraw, normalDraw, normalValues } from './fill';
 import type { BenchProfile } from './profile';
 
 /** An operator, and where each of its inputs comes from. */
-interface Step {
+export interface Step {
   readonly operator: OperatorName;
   readonly attributes: { readonly sequences?: Sequences };
   readonly inputs: Readonly<Record<string, Source>>;
