@@ -28,8 +28,8 @@ const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
 const rest = { context: 600 };
 /** Each with the length of its longest prompt: 250 leads over a power of two. */
 const configs: readonly (readonly [string, ModelConfig, number])[] = [
-  ['asa', tinyConfig('GL', { G: gla(shape), L: mla(9) }, rest), 30],
-  ['nsa', tinyConfig('N', { N: nsa(shape, 7, 'independent') }, rest), 30],
+  ['asa', tinyConfig('GL', { G: gla(shape), L: mla(9) }, rest), 7],
+  ['nsa', tinyConfig('N', { N: nsa(shape, 7, 'independent') }, rest), 7],
   ['windowed', tinyConfig('FW', { F: gqa(), W: gqa(5) }, rest), 250],
   ['linear', tinyConfig('GR', { G: gla(shape), R: linear }, rest), 250],
 ];
@@ -105,6 +105,29 @@ describe.skipIf(reason)(`steps that are replayed ${reason ?? ''}`, () => {
     const wanted = await chapters(plain, config);
     expect(chosen.tokens).toEqual(wanted.tokens);
     expect(chosen.logits).toEqual(wanted.logits);
+  });
+
+  test('sessions of one cache generate side by side what each does alone', {
+    timeout,
+  }, async () => {
+    const [, config] = configs[2]!;
+    const { model, engine } = await open(gpu, config);
+    const sessions = engine.sessions(3);
+    const generate = async (session: Session, seed: number) => {
+      const tokens: number[] = [];
+      const options = { prompt: [seed], maxTokens: 12, eos: [], seed };
+      for await (const event of engine.generate(session, options)) {
+        if ('token' in event) tokens.push(event.token);
+      }
+      return tokens;
+    };
+    const together = await Promise.all(sessions.map(generate));
+    for (const [seed, session] of sessions.entries()) {
+      session.reset();
+      expect(await generate(session, seed)).toEqual(together[seed]);
+    }
+    engine.free();
+    model.free();
   });
 
   test('generating again and again takes no more memory', {

@@ -64,7 +64,7 @@ export class Commands {
     this.add({ kind: 'clear', target, bytes });
   }
 
-  /** Enqueues recorded commands again. */
+  /** Enqueues recorded commands again, to be handed over together. */
   replay(commands: readonly Command[]): void {
     for (const command of commands) this.encode(command);
   }
@@ -82,6 +82,7 @@ export class Commands {
   private add(command: Command): void {
     this.record?.push(command);
     this.encode(command);
+    if (this.dispatches >= BATCH) this.flush();
   }
 
   private encode(command: Command): void {
@@ -91,7 +92,6 @@ export class Commands {
       this.pass.setBindGroup(0, command.bindGroup);
       this.pass.dispatchWorkgroups(command.x, command.y, command.z);
       this.dispatches += 1;
-      if (this.dispatches >= BATCH) this.flush();
       return;
     }
     this.endPass();

@@ -35,12 +35,27 @@ export async function* decode(
   generations: readonly DeviceGeneration[],
 ): AsyncGenerator<BatchEvent, void, undefined> {
   const isAhead = generations.every(({ timeline }) => timeline.canGoBack);
-  let flight = launch(steps, generations);
+  const inFlight: Flight[] = [];
+  const start = (
+    members: readonly DeviceGeneration[],
+    before?: Flight,
+  ): Flight | undefined => {
+    const flight = launch(steps, members, before);
+    if (!flight) return undefined;
+    flight.step.holders += 1;
+    inFlight.push(flight);
+    return flight;
+  };
   try {
-    while (flight) {
-      const { members, step }: Flight = flight;
+    start(generations);
+    for (;;) {
+      const [flight] = inFlight;
+      if (!flight) break;
+      const { members, step } = flight;
       const reading = steps.read(step);
-      const next = isAhead ? launch(steps, members, flight) : undefined;
+      // Nobody waits for it where the next step cannot start.
+      reading.catch(() => {});
+      const next = isAhead ? start(members, flight) : undefined;
       const chosen = await reading;
       for (const [row, generation] of members.entries()) {
         if (generation.hasEnded) continue;
@@ -51,10 +66,13 @@ export async function* decode(
           logprob: chosen[2 * row + 1] ?? 0,
         });
       }
-      flight = next ?? launch(steps, members);
+      inFlight.shift();
+      step.holders -= 1;
+      if (!next) start(members);
     }
     for (const generation of generations) yield* generation.endEarly();
   } finally {
+    for (const { step } of inFlight) step.holders -= 1;
     for (const { timeline } of generations) timeline.cancel();
   }
 }

@@ -18,8 +18,11 @@ export type StepTokens =
   | readonly number[]
   | { readonly from: Tensor; readonly rows: readonly number[] };
 
-/** Recordings that are kept of one cache; the one used longest ago goes. */
-const MOST = 24;
+/**
+ * Recordings that are kept of one cache, and more for each of its slots; those
+ * used longest ago go.
+ */
+const MOST = { cache: 16, slot: 8 } as const;
 /** Columns of the settings of `sample`. */
 const SETTINGS = 5;
 
@@ -80,7 +83,10 @@ export class Steps {
   private use(step: Step): void {
     if (this.recorded[0] === step) return;
     this.recorded = [step, ...this.recorded.filter((other) => other !== step)];
-    for (const old of this.recorded.slice(MOST)) this.drop(old);
+    const most = MOST.cache + MOST.slot * this.cache.slots;
+    for (const old of this.recorded.slice(most)) {
+      if (old.holders === 0) this.drop(old);
+    }
   }
 
   private drop(step: Step): void {
@@ -105,6 +111,8 @@ export class Step {
   private readonly batch: Batch;
   private readonly slots: readonly number[];
   private readonly settings: Tensor;
+  /** Those who have yet to read or use its results: it must stay for them. */
+  holders = 0;
   private recording: Recording | undefined;
   private results: Results | undefined;
 
