@@ -75,7 +75,7 @@ ${unroll(4, text)}
  * over the outer edge, the last run before it is read again: no check is left
  * for the loop.
  */
-export function runsText(operand: Operand): string {
+function runsText(operand: Operand): string {
   const { name, threads, type, layout } = operand;
   const along = isAlongInner(operand);
   const last = along || !layout.aligned ? 1 : 4;
@@ -91,13 +91,40 @@ let inner_${id} = ${inner}_${id};`;
 }
 
 /** Reads the runs of the step at `base` of the tile at `origin_a`. */
-export function fetchText(operand: Operand): string {
+function fetchText(operand: Operand): string {
   const { name } = operand;
   return eachRun(
     operand,
     (i) =>
       `next_${name}${i} = load_${name}(batch, outer_${name}${i}, base + inner_${name}${i});`,
   );
+}
+
+/**
+ * The loop over the inner index. While one step is multiplied, the next is on
+ * its way from memory into registers.
+ */
+export function stepsText(
+  operands: readonly Operand[],
+  stage: (operand: Operand) => string,
+  multiply: string,
+): string {
+  const all = (text: (operand: Operand) => string) =>
+    operands.map(text).join('\n');
+  return `${all(runsText)}
+${all(fetchText)}
+loop {
+${all(stage)}
+  workgroupBarrier();
+  base += TILE_K;
+  let more = base < end;
+  if (more) {
+${all(fetchText)}
+  }
+${multiply}
+  if (!more) { break; }
+  workgroupBarrier();
+}`;
 }
 
 /** Text for each run of a thread. */

@@ -4,11 +4,10 @@ import { type KernelContext, unroll } from './context';
 import type { Gemm } from './gemm';
 import {
   eachRun,
-  fetchText,
   isAlongInner,
   loaderText,
   type Operand,
-  runsText,
+  stepsText,
 } from './gemm-operand';
 
 /** A tile of plain multiplications and additions in f32. */
@@ -31,9 +30,9 @@ export interface Split {
 }
 
 /**
- * Tiles in workgroup memory, a block of sums a thread in registers. While one
- * step is multiplied, the next is on its way from memory into registers and
- * then into the other half of the workgroup memory: one barrier a step.
+ * Tiles in workgroup memory, a block of sums a thread in registers. All of a
+ * step is written out: constant places in workgroup memory cost no arithmetic,
+ * and no check where the device checks bounds.
  */
 export function tiledProduct(
   context: KernelContext,
@@ -132,41 +131,29 @@ function source(call: Gemm, tile: Tile, wideY: boolean) {
   const threadsY = m / tm;
   const threads = threadsX * threadsY;
   const [a, b] = operandsOf(call, tile, threads, 'f32');
-  const both = (text: (x: Operand) => string) => `${text(a)}\n${text(b)}`;
-  const half = (x: Operand) => k * pitch(x);
   return {
     threads,
     declarations: `
-var<workgroup> tile_a: array<vec4f, ${2 * half(a)}>;
-var<workgroup> tile_b: array<vec4f, ${2 * half(b)}>;
-${both(loaderText)}
+var<workgroup> tile_a: array<vec4f, ${k * pitch(a)}>;
+var<workgroup> tile_b: array<vec4f, ${k * pitch(b)}>;
+${loaderText(a)}
+${loaderText(b)}
 ${outputIndex(call.layouts)}`,
     body: `${tileOrigin}
 ${placeOfThread(threadsX)}
-${both(runsText)}
 ${unroll(tm, (i) => unroll(tn / 4, (q) => `var sum${i}_${q} = vec4f();`))}
-${both(fetchText)}
-${both((x) => stageText(x, '0u'))}
-workgroupBarrier();
-var current = 0u;
-loop {
-  base += TILE_K;
-  let more = base < end;
-  if (more) {
-${both(fetchText)}
-  }
-  for (var p = 0u; p < TILE_K; p++) {
-    let line_a = current * ${half(a)}u + p * ${pitch(a)}u + ty;
-    let line_b = current * ${half(b)}u + p * ${pitch(b)}u + tx;
-${unroll(tm / 4, (q) => `let a${q} = tile_a[line_a + ${threadsY * q}u];`)}
-${unroll(tn / 4, (q) => `let b${q} = tile_b[line_b + ${threadsX * q}u];`)}
+${stepsText(
+  [a, b],
+  stageText,
+  unroll(
+    k,
+    (p) => `{
+${unroll(tm / 4, (q) => `let a${q} = tile_a[${p * pitch(a) + threadsY * q}u + ty];`)}
+${unroll(tn / 4, (q) => `let b${q} = tile_b[${p * pitch(b) + threadsX * q}u + tx];`)}
 ${unroll(tm, (i) => unroll(tn / 4, (q) => `sum${i}_${q} = fma(vec4f(a${i >> 2}[${i & 3}]), b${q}, sum${i}_${q});`))}
-  }
-  if (!more) { break; }
-  current = 1u - current;
-${both((x) => stageText(x, `current * ${half(x)}u`))}
-  workgroupBarrier();
-}
+}`,
+  ),
+)}
 ${unroll(tm, (i) => unroll(tn / 4, (q) => storeText(i, q, threadsX, threadsY, wideY)))}`,
   };
 }
@@ -186,19 +173,19 @@ function pitch(operand: Operand): number {
 }
 
 /** Tiles are k lines of vectors of four rows (columns). */
-function stageText(operand: Operand, half: string): string {
+function stageText(operand: Operand): string {
   const { name } = operand;
   const line = pitch(operand);
   return eachRun(operand, (i) => {
-    const [major, minor] = [`major_${name}${i}`, `minor_${name}${i}`];
-    const next = `next_${name}${i}`;
+    const id = `${name}${i}`;
     if (!isAlongInner(operand)) {
-      return `tile_${name}[${half} + ${major} * ${line}u + ${minor} / 4u] = ${next};`;
+      return `tile_${name}[major_${id} * ${line}u + minor_${id} / 4u] = next_${id};`;
     }
+    const column = `major_${id} / 4u][major_${id} % 4u]`;
     return unroll(
       4,
       (p) =>
-        `tile_${name}[${half} + (${minor} + ${p}u) * ${line}u + ${major} / 4u][${major} % 4u] = ${next}[${p}];`,
+        `tile_${name}[(minor_${id} + ${p}u) * ${line}u + ${column} = next_${id}[${p}];`,
     );
   });
 }

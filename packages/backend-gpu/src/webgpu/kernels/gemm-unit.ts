@@ -4,11 +4,10 @@ import { type KernelContext, unroll } from './context';
 import type { Gemm } from './gemm';
 import {
   eachRun,
-  fetchText,
   isAlongInner,
   loaderText,
   type Operand,
-  runsText,
+  stepsText,
 } from './gemm-operand';
 import {
   operandBindings,
@@ -33,8 +32,7 @@ export interface UnitTile {
 
 /**
  * f16 tiles in workgroup memory, multiplied by subgroups into f32 sums that
- * stay in registers. While one step is multiplied, the next is on its way from
- * memory into registers.
+ * stay in registers.
  */
 export function unitProduct(
   context: KernelContext,
@@ -57,7 +55,6 @@ function source(call: Gemm, unit: MatrixUnit, tile: UnitTile) {
   const subgroups = (m / sm) * subgroupsX;
   const threads = subgroups * unit.subgroupSize;
   const [a, b] = operandsOf(call, tile, threads, 'f16');
-  const both = (text: (x: Operand) => string) => `${text(a)}\n${text(b)}`;
   const sums = (text: (i: number, j: number) => string) =>
     unroll(sm / unit.m, (i) => unroll(sn / unit.n, (j) => text(i, j)));
   // Element (outer, inner) of a tile, for matrices that start there.
@@ -86,33 +83,25 @@ alias Sum = subgroup_matrix_result<f32, ${unit.n}, ${unit.m}>;
 var<workgroup> tile_a: array<f16, ${lines(a) * pitch(a)}>;
 var<workgroup> tile_b: array<f16, ${lines(b) * pitch(b)}>;
 var<workgroup> tile_y: array<f32, ${subgroups * unit.m * unit.n}>;
-${both(loaderText)}
+${loaderText(a)}
+${loaderText(b)}
 ${outputIndex(call.layouts)}`,
     body: `${tileOrigin}
 let sx = subgroup % ${subgroupsX}u * ${sn}u;
 let sy = subgroup / ${subgroupsX}u * ${sm}u;
-${both(runsText)}
 ${sums((i, j) => `var sum${i}_${j}: Sum;`)}
-${both(fetchText)}
-loop {
-${both(stageText)}
-  workgroupBarrier();
-  base += TILE_K;
-  let more = base < end;
-  if (more) {
-${both(fetchText)}
-  }
-${unroll(
-  k / unit.k,
-  (p) => `{
+${stepsText(
+  [a, b],
+  stageText,
+  unroll(
+    k / unit.k,
+    (p) => `{
 ${unroll(sm / unit.m, (i) => `let left${i} = ${loadText(a, 'Left', `sy + ${i * unit.m}u`, `${p * unit.k}u`)};`)}
 ${unroll(sn / unit.n, (j) => `let right${j} = ${loadText(b, 'Right', `sx + ${j * unit.n}u`, `${p * unit.k}u`)};`)}
 ${sums((i, j) => `sum${i}_${j} = subgroupMatrixMultiplyAccumulate(left${i}, right${j}, sum${i}_${j});`)}
 }`,
+  ),
 )}
-  if (!more) { break; }
-  workgroupBarrier();
-}
 ${sums((i, j) => storeText(`sum${i}_${j}`, i, j, unit, tile))}`,
   };
 }

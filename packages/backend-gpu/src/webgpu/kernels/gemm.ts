@@ -71,7 +71,7 @@ function multiply(
 
 /** From the largest, which reads the least, to the smallest. */
 const plainTiles: readonly Tile[] = [
-  { kind: 'plain', m: 128, n: 128, k: 8, tm: 8, tn: 8 },
+  { kind: 'plain', m: 128, n: 128, k: 16, tm: 8, tn: 8 },
   { kind: 'plain', m: 64, n: 64, k: 16, tm: 4, tn: 4 },
   { kind: 'plain', m: 32, n: 32, k: 16, tm: 4, tn: 4 },
 ];
