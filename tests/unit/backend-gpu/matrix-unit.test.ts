@@ -21,9 +21,14 @@ const features = [
 function adapter(
   info: Readonly<Record<string, unknown>> = {},
   has: readonly string[] = features,
+  workgroupBytes = 49_152,
 ) {
   return {
     features: new Set(has),
+    limits: {
+      maxComputeWorkgroupStorageSize: workgroupBytes,
+      maxComputeInvocationsPerWorkgroup: 256,
+    },
     info: {
       subgroupMinSize: 32,
       subgroupMaxSize: 32,
@@ -56,6 +61,13 @@ describe('the unit that multiplies matrices', () => {
   test('needs subgroups of one size', () => {
     const found = matrixUnitOf(adapter({ subgroupMinSize: 8 }), language);
     expect(found).toBe('subgroups have 8 to 32 threads');
+  });
+
+  test('needs workgroups that hold its tiles', () => {
+    const few = adapter({}, features, 32_768);
+    expect(matrixUnitOf(few, language)).toMatch(/32768 bytes/);
+    const wide = adapter({ subgroupMinSize: 64, subgroupMaxSize: 64 });
+    expect(matrixUnitOf(wide, language)).toMatch(/256 threads/);
   });
 
   test('needs a configuration that fits the tiles', () => {

@@ -6,27 +6,34 @@ import { UnsupportedError } from '@asa/core';
  * matrices.
  */
 const dawnFeatures = ['allow_unsafe_apis', 'vulkan_enable_f16_on_nvidia'];
+/** Kernels keep their own bounds, and checks about matrices cost half. */
+const withoutChecks = 'disable_robustness';
 
 // Dawn's instance must outlive every device: collected while one is in use,
 // the process hangs or crashes. A module's variable is not enough.
-const instance = Symbol.for('asa.webgpu.instance');
-type Holder = { [instance]?: GPU };
+const instances = Symbol.for('asa.webgpu.instances');
+type Holder = { [instances]?: { checked?: GPU; unchecked?: GPU } };
 
 /**
  * `navigator.gpu` where there is one, Dawn through the package `webgpu` in
- * Node.js.
+ * Node.js: there, with checks of every access to a buffer or without.
  * @throws UnsupportedError when the package does not load.
  */
-export async function loadGpu(): Promise<GPU> {
+export async function loadGpu(boundsChecks = true): Promise<GPU> {
   const holder = globalThis as Holder;
-  if (holder[instance]) return holder[instance];
+  holder[instances] ??= {};
+  const known = holder[instances];
+  const name = boundsChecks ? 'checked' : 'unchecked';
+  if (known[name]) return known[name];
   if (typeof navigator !== 'undefined' && navigator.gpu) return navigator.gpu;
   const { create, globals } = await loadDawn();
   Object.assign(globalThis, globals);
-  holder[instance] = create([
-    `enable-dawn-features=${dawnFeatures.join(',')}`,
-  ]) as GPU;
-  return holder[instance];
+  const features = boundsChecks
+    ? dawnFeatures
+    : [...dawnFeatures, withoutChecks];
+  const gpu = create([`enable-dawn-features=${features.join(',')}`]) as GPU;
+  known[name] = gpu;
+  return gpu;
 }
 
 async function loadDawn() {

@@ -27,9 +27,13 @@ interface MatrixConfig {
 /** Tiles are laid out in units of at most this extent. */
 const LARGEST = 16;
 
+/** Workgroup memory and subgroups of the largest kernel. */
+const MOST_BYTES = 49_152;
+const MOST_SUBGROUPS = 8;
+
 /** The unit that kernels can use on an adapter, or why there is none. */
 export function matrixUnitOf(
-  { features, info }: Pick<GPUAdapter, 'features' | 'info'>,
+  { features, info, limits }: Pick<GPUAdapter, 'features' | 'info' | 'limits'>,
   languageFeatures: ReadonlySet<string>,
 ): MatrixUnit | string {
   for (const name of [matrixFeature, 'subgroups', 'shader-f16']) {
@@ -40,6 +44,11 @@ export function matrixUnitOf(
   if (least === undefined || least !== most) {
     return `subgroups have ${least} to ${most} threads`;
   }
+  const { maxComputeWorkgroupStorageSize: bytes } = limits;
+  if (bytes < MOST_BYTES) return `workgroups have ${bytes} bytes of memory`;
+  const { maxComputeInvocationsPerWorkgroup: threads } = limits;
+  if (threads < MOST_SUBGROUPS * most)
+    return `workgroups have ${threads} threads`;
   const { subgroupMatrixConfigs = [] } = info as {
     readonly subgroupMatrixConfigs?: Iterable<MatrixConfig>;
   };

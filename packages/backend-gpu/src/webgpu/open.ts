@@ -18,10 +18,15 @@ export interface WebGpuOptions {
    */
   readonly matrices?: 'subgroup' | 'plain';
   /**
-   * Tiles of attention. Small ones compile fast, large ones compute fast;
-   * small on software adapters when missing.
+   * Tiles of attention and of matrix products. Small ones compile fast, large
+   * ones compute fast; small on software adapters when missing.
    */
   readonly tiles?: 'small' | 'large';
+  /**
+   * Dawn checks every access to a buffer, as browsers always do. Kernels keep
+   * their own bounds, and are faster without.
+   */
+  readonly boundsChecks?: boolean;
   /** Other than `navigator.gpu` or Dawn. */
   readonly gpu?: GPU;
 }
@@ -81,7 +86,7 @@ export async function openTimed(options: WebGpuOptions): Promise<Opened> {
 export async function explainWebGpu(
   options: WebGpuOptions = {},
 ): Promise<AdapterReport> {
-  const gpu = options.gpu ?? (await loadGpu());
+  const gpu = options.gpu ?? (await loadGpu(options.boundsChecks));
   return describe(gpu, await findAdapter(gpu, options));
 }
 
@@ -106,7 +111,7 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
       `webgpu: limitBytes must be a number of at least 0, got ${limitBytes}`,
     );
   }
-  const gpu = options.gpu ?? (await loadGpu());
+  const gpu = options.gpu ?? (await loadGpu(options.boundsChecks));
   const adapter = await findAdapter(gpu, options);
   const matrixUnit = chooseUnit(gpu, adapter, options);
   const device = await adapter.requestDevice({

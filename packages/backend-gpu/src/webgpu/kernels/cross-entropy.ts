@@ -45,7 +45,7 @@ let all = most + log(reduceSum(tid, sum));
 if (tid == 0u) {
   let t = targets[n];
   lse[n] = all;
-  loss[n] = select(all - f32(logits[start + u32(max(t, 0))]), 0.0, t == -1);
+  loss[n] = select(all - f32(logits[start + min(u32(max(t, 0)), u.vocabulary - 1u)]), 0.0, t == -1);
 }`,
       }),
     });

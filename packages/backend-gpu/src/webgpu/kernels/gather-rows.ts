@@ -14,10 +14,15 @@ export const gatherRowsKernels = (
       kernel: 'gatherRows',
       constants: {},
       bindings: { x: input(x), rows: input(rows), y: output(y) },
-      uniforms: { count: u32(y.size), width: u32(width) },
+      uniforms: {
+        count: u32(y.size),
+        width: u32(width),
+        last: u32(x.size / width - 1),
+      },
       ...elementwise(
         y.size,
-        () => 'y[i] = x[u32(rows[i / u.width]) * u.width + i % u.width];',
+        () =>
+          'y[i] = x[min(u32(rows[i / u.width]), u.last) * u.width + i % u.width];',
       ),
     });
   },

@@ -1,5 +1,10 @@
 import { input, output, u32 } from '../launch';
-import { elementwise, type KernelContext, type Kernels } from './context';
+import {
+  elementwise,
+  extent,
+  type KernelContext,
+  type Kernels,
+} from './context';
 
 export const scatterRowsKernels = (
   context: KernelContext,
@@ -11,10 +16,15 @@ export const scatterRowsKernels = (
       kernel: 'scatterRows',
       constants: {},
       bindings: { target_: output(target), x: input(x), rows: input(rows) },
-      uniforms: { count: u32(x.size), width: u32(x.size / rows.size) },
+      uniforms: {
+        count: u32(x.size),
+        width: u32(x.size / rows.size),
+        extent: u32(extent(target, 0)),
+      },
       ...elementwise(
         x.size,
-        () => 'target_[u32(rows[i / u.width]) * u.width + i % u.width] = x[i];',
+        () => `let row = u32(rows[i / u.width]);
+if (row < u.extent) { target_[row * u.width + i % u.width] = x[i]; }`,
       ),
     });
   },
