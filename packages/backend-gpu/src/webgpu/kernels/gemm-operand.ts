@@ -28,76 +28,66 @@ function runs(operand: Operand): number {
 
 const limitOf = ({ name }: Operand) => (name === 'a' ? 'u.rows' : 'u.columns');
 
-/**
- * `load_a(batch, row, inner)`, `load_b(batch, column, inner)`: four elements
- * from there on, along the inner index or across it; 0 past the inner edge.
- * Past the outer edge lies what the result has no element for.
- */
-export function loaderText(operand: Operand): string {
-  const { name, layout, type, whole } = operand;
+/** Where element (outer, inner) of a batch entry lies: `a_index`, `b_index`. */
+export function indexText({ name, layout }: Operand): string {
   const [row, column] = name === 'a' ? ['outer', 'inner'] : ['inner', 'outer'];
-  const read = `vec4<${type}>(${name}[${name}_index(batch, outer, inner) / 4u])`;
-  const body = !layout.aligned
-    ? elementsText(operand)
-    : whole
-      ? `return ${read};`
-      : `if (inner < u.inner) { return ${read}; }
-  return vec4<${type}>();`;
-  return `
-fn ${name}_index(batch: u32, outer: u32, inner: u32) -> u32 {
+  return `fn ${name}_index(batch: u32, outer: u32, inner: u32) -> u32 {
   let row = ${row};
   let column = ${column};
   return ${layout.index};
-}
-fn load_${name}(batch: u32, outer: u32, inner: u32) -> vec4<${type}> {
-  ${body}
 }`;
-}
-
-function elementsText(operand: Operand): string {
-  const { name, type } = operand;
-  const limit = limitOf(operand);
-  const along = isAlongInner(operand);
-  const text = (p: number) => {
-    const [at, isInside] = along
-      ? [`outer, inner + ${p}u`, `inner + ${p}u < u.inner`]
-      : [`outer + ${p}u, inner`, `outer + ${p}u < ${limit} && inner < u.inner`];
-    return `if (${isInside}) { four[${p}] = ${type}(${name}[${name}_index(batch, ${at})]); }`;
-  };
-  return `var four = vec4<${type}>();
-${unroll(4, text)}
-  return four;`;
 }
 
 /**
  * For each run that a thread reads: its values are `next_a0`, …, and it stands
  * in line `major_a0` of the tile from element `minor_a0` on. Where the tile is
- * over the outer edge, the last run before it is read again: no check is left
- * for the loop.
+ * over the outer edge, the last run before it is read again, for what the
+ * result has no element for: no check is left for the loop.
  */
 function runsText(operand: Operand): string {
   const { name, threads, type, layout } = operand;
   const along = isAlongInner(operand);
   const last = along || !layout.aligned ? 1 : 4;
-  return eachRun(operand, (i) => {
+  const places = eachRun(operand, (i) => {
     const id = `${name}${i}`;
     const [outer, inner] = along ? ['major', 'minor'] : ['minor', 'major'];
     return `var next_${id} = vec4<${type}>();
 let major_${id} = (tid + ${i * threads}u) / ${runs(operand)}u;
 let minor_${id} = (tid + ${i * threads}u) % ${runs(operand)}u * 4u;
 let outer_${id} = min(origin_${name} + ${outer}_${id}, ${limitOf(operand)} - ${last}u);
-let inner_${id} = ${inner}_${id};`;
+let inner_${id} = ${inner}_${id};
+var at_${id} = ${name}_index(batch, outer_${id}, base + inner_${id}) / 4u;`;
+  });
+  return `${places}
+let step_${name} = (${name}_index(batch, 0u, TILE_K) - ${name}_index(batch, 0u, 0u)) / 4u;`;
+}
+
+/** Reads the runs of the step at `base`; 0 past the inner edge. */
+function fetchText(operand: Operand): string {
+  const { name, layout, type, whole } = operand;
+  return eachRun(operand, (i) => {
+    const id = `${name}${i}`;
+    if (!layout.aligned) return elementsText(operand, id);
+    const place = layout.isBent
+      ? `${name}_index(batch, outer_${id}, base + inner_${id}) / 4u`
+      : `at_${id}`;
+    const read = `next_${id} = vec4<${type}>(${name}[${place}]);`;
+    const checked = whole
+      ? read
+      : `if (base + inner_${id} < u.inner) { ${read} } else { next_${id} = vec4<${type}>(); }`;
+    return `${checked}\nat_${id} += step_${name};`;
   });
 }
 
-/** Reads the runs of the step at `base` of the tile at `origin_a`. */
-function fetchText(operand: Operand): string {
-  const { name } = operand;
-  return eachRun(
-    operand,
-    (i) =>
-      `next_${name}${i} = load_${name}(batch, outer_${name}${i}, base + inner_${name}${i});`,
-  );
+function elementsText(operand: Operand, id: string): string {
+  const { name, type } = operand;
+  const along = isAlongInner(operand);
+  return unroll(4, (p) => {
+    const [outer, inner] = along ? [0, p] : [p, 0];
+    const at = `outer_${id} + ${outer}u, base + inner_${id} + ${inner}u`;
+    const isInside = `outer_${id} + ${outer}u < ${limitOf(operand)} && base + inner_${id} + ${inner}u < u.inner`;
+    return `if (${isInside}) { next_${id}[${p}] = ${type}(${name}[${name}_index(batch, ${at})]); } else { next_${id}[${p}] = ${type}(0.0); }`;
+  });
 }
 
 /**

@@ -1,11 +1,11 @@
 import type { Tensor } from '@asa/core';
 import { flat, input, type Launch, output, u32 } from '../launch';
 import { type KernelContext, unroll } from './context';
-import type { Gemm } from './gemm';
+import type { Gemm, Layout } from './gemm';
 import {
   eachRun,
+  indexText,
   isAlongInner,
-  loaderText,
   type Operand,
   stepsText,
 } from './gemm-operand';
@@ -40,16 +40,11 @@ export function tiledProduct(
   tile: Tile,
   split: Split,
 ): void {
-  const { y, layouts } = call;
-  const wideY = layouts.y.aligned && layouts.y.contiguous === 'row';
   context.run({
     ...tiledLaunch(call, tile, split),
     kernel: 'gemm',
-    bindings: {
-      ...operandBindings(call),
-      y: output(y, wideY ? `vec4<${y.dtype}>` : undefined),
-    },
-    source: () => source(call, tile, wideY),
+    bindings: { ...operandBindings(call), y: resultBinding(call) },
+    source: () => source(call, tile),
   });
 }
 
@@ -109,6 +104,12 @@ export function operandBindings({ a, b, layouts }: Gemm) {
   return { a: typed(a, layouts.a.aligned), b: typed(b, layouts.b.aligned) };
 }
 
+/** The result is written four elements of a row at a time. */
+export const isWide = (y: Layout) => y.aligned && y.contiguous === 'row';
+
+export const resultBinding = ({ y, layouts }: Gemm) =>
+  output(y, isWide(layouts.y) ? `vec4<${y.dtype}>` : undefined);
+
 /** Where the workgroup stands: `batch`, `origin_a`, `origin_b`, `base`, … */
 export const tileOrigin = `let flat = group.x + group.y * groups.x;
 let tiles = u.across * u.down;
@@ -125,7 +126,8 @@ export const outputIndex = ({ y }: Gemm['layouts']): string =>
   return part * u.size + ${y.index};
 }`;
 
-function source(call: Gemm, tile: Tile, wideY: boolean) {
+function source(call: Gemm, tile: Tile) {
+  const wideY = isWide(call.layouts.y);
   const { m, n, k, tm, tn } = tile;
   const threadsX = n / tn;
   const threadsY = m / tm;
@@ -136,8 +138,8 @@ function source(call: Gemm, tile: Tile, wideY: boolean) {
     declarations: `
 var<workgroup> tile_a: array<vec4f, ${k * pitch(a)}>;
 var<workgroup> tile_b: array<vec4f, ${k * pitch(b)}>;
-${loaderText(a)}
-${loaderText(b)}
+${indexText(a)}
+${indexText(b)}
 ${outputIndex(call.layouts)}`,
     body: `${tileOrigin}
 ${placeOfThread(threadsX)}

@@ -1,18 +1,19 @@
-import { output } from '../launch';
 import type { MatrixUnit } from '../matrix-unit';
 import { type KernelContext, unroll } from './context';
 import type { Gemm } from './gemm';
 import {
   eachRun,
+  indexText,
   isAlongInner,
-  loaderText,
   type Operand,
   stepsText,
 } from './gemm-operand';
 import {
+  isWide,
   operandBindings,
   operandsOf,
   outputIndex,
+  resultBinding,
   type Split,
   tiledLaunch,
   tileOrigin,
@@ -44,7 +45,7 @@ export function unitProduct(
   context.run({
     ...tiledLaunch(call, tile, split),
     kernel: 'gemm-unit',
-    bindings: { ...operandBindings(call), y: output(call.y) },
+    bindings: { ...operandBindings(call), y: resultBinding(call) },
     source: () => source(call, unit, tile),
   });
 }
@@ -83,8 +84,8 @@ alias Sum = subgroup_matrix_result<f32, ${unit.n}, ${unit.m}>;
 var<workgroup> tile_a: array<f16, ${lines(a) * pitch(a)}>;
 var<workgroup> tile_b: array<f16, ${lines(b) * pitch(b)}>;
 var<workgroup> tile_y: array<f32, ${subgroups * unit.m * unit.n}>;
-${loaderText(a)}
-${loaderText(b)}
+${indexText(a)}
+${indexText(b)}
 ${outputIndex(call.layouts)}`,
     body: `${tileOrigin}
 let sx = subgroup % ${subgroupsX}u * ${sn}u;
@@ -102,7 +103,7 @@ ${sums((i, j) => `sum${i}_${j} = subgroupMatrixMultiplyAccumulate(left${i}, righ
 }`,
   ),
 )}
-${sums((i, j) => storeText(`sum${i}_${j}`, i, j, unit, tile))}`,
+${sums((i, j) => storeText(call, `sum${i}_${j}`, i, j, unit, tile))}`,
   };
 }
 
@@ -132,6 +133,7 @@ function stageText(x: Operand): string {
  * there can its elements be rounded and left out past the edges.
  */
 function storeText(
+  { layouts }: Gemm,
   sum: string,
   i: number,
   j: number,
@@ -141,15 +143,18 @@ function storeText(
   const subgroupsX = n / sn;
   const subgroups = (m / sm) * subgroupsX;
   const elements = unit.m * unit.n;
+  const width = isWide(layouts.y) ? 4 : 1;
+  const values = Array.from({ length: width }, (_, p) => `tile_y[e + ${p}u]`);
+  const value = width === 4 ? `vec4f(${values.join(', ')})` : values.join();
   return `workgroupBarrier();
 subgroupMatrixStore(&tile_y, subgroup * ${elements}u, ${sum}, false, ${unit.n}u);
 workgroupBarrier();
-for (var e = tid; e < ${subgroups * elements}u; e += ${subgroups * unit.subgroupSize}u) {
+for (var e = tid * ${width}u; e < ${subgroups * elements}u; e += ${subgroups * unit.subgroupSize * width}u) {
   let s = e / ${elements}u;
   let row = origin_a + s / ${subgroupsX}u * ${sm}u + ${i * unit.m}u + e % ${elements}u / ${unit.n}u;
   let column = origin_b + s % ${subgroupsX}u * ${sn}u + ${j * unit.n}u + e % ${unit.n}u;
   if (row < u.rows && column < u.columns) {
-    y[y_index(part, batch, row, column)] = t_y(tile_y[e]);
+    y[y_index(part, batch, row, column) / ${width}u] = t_y(${value});
   }
 }`;
 }

@@ -16,6 +16,8 @@ export interface Layout {
   readonly contiguous: 'row' | 'column';
   /** Runs of four neighbours start at multiples of 4 and end in the matrix. */
   readonly aligned: boolean;
+  /** Steps along the inner index are not all of one length in memory. */
+  readonly isBent?: boolean;
 }
 
 /** `y[batch] = a[batch] b[batch]`: `[M, K] [K, N]`. */
@@ -45,8 +47,7 @@ export function gemm(context: KernelContext, call: Gemm): void {
   } else if (rows <= FEW_ROWS) {
     rowsProduct(context, call);
   } else {
-    const tile = tileFor(context, call);
-    const split = splitFor(call, tile);
+    const { tile, split } = planFor(context, call);
     if (split.parts === 1) {
       multiply(context, call, tile, split);
     } else {
@@ -69,43 +70,91 @@ function multiply(
   else if (matrixUnit) unitProduct(context, call, matrixUnit, tile, split);
 }
 
-/** From the largest, which reads the least, to the smallest. */
-const plainTiles: readonly Tile[] = [
-  { kind: 'plain', m: 128, n: 128, k: 16, tm: 8, tn: 8 },
-  { kind: 'plain', m: 64, n: 64, k: 16, tm: 4, tn: 4 },
-  { kind: 'plain', m: 32, n: 32, k: 16, tm: 4, tn: 4 },
-];
-const unitTiles: readonly UnitTile[] = [
-  { kind: 'unit', m: 128, n: 128, k: 64, sm: 64, sn: 32 },
-  { kind: 'unit', m: 64, n: 64, k: 64, sm: 32, sn: 32 },
-];
-
-/** Workgroups that keep a large device busy. */
-const ENOUGH = 256;
-/** Inner extent below which a part costs more than it saves. */
-const SHORTEST_PART = 256;
-
-function tileFor(context: KernelContext, call: Gemm): Tile | UnitTile {
-  const { a, b } = call;
-  const isHalf = a.dtype === 'f16' && b.dtype === 'f16';
-  const tiles = context.matrixUnit && isHalf ? unitTiles : plainTiles;
-  const enough = tiles.find(
-    (tile) =>
-      tile.m < 2 * call.rows &&
-      tile.n < 2 * call.columns &&
-      workgroups(call, tile) * splitFor(call, tile).parts >= ENOUGH / 2,
-  );
-  return enough ?? (tiles.at(-1) as Tile | UnitTile);
+/**
+ * Multiplications and additions a microsecond, and workgroups that run at a
+ * time, as measured on an H100; only their relations matter.
+ */
+interface Speed {
+  readonly rate: number;
+  readonly slots: number;
 }
 
-/** As many parts as keep the device busy, and no shorter than is worth it. */
-function splitFor(call: Gemm, tile: Tile | UnitTile): Split {
-  const { inner } = call;
-  const wanted = Math.floor(ENOUGH / workgroups(call, tile));
-  const most = Math.floor(inner / SHORTEST_PART);
-  const steps = Math.ceil(inner / tile.k);
-  const each = Math.ceil(steps / Math.max(1, Math.min(wanted, most)));
-  return { parts: Math.ceil(steps / each), chunk: each * tile.k };
+const plainTiles: readonly (Tile & Speed)[] = [
+  {
+    kind: 'plain',
+    m: 128,
+    n: 128,
+    k: 16,
+    tm: 8,
+    tn: 8,
+    rate: 23e6,
+    slots: 264,
+  },
+  { kind: 'plain', m: 64, n: 64, k: 16, tm: 8, tn: 4, rate: 20e6, slots: 528 },
+  { kind: 'plain', m: 32, n: 32, k: 16, tm: 4, tn: 4, rate: 12e6, slots: 1056 },
+];
+const unitTiles: readonly (UnitTile & Speed)[] = [
+  {
+    kind: 'unit',
+    m: 128,
+    n: 128,
+    k: 64,
+    sm: 64,
+    sn: 32,
+    rate: 110e6,
+    slots: 132,
+  },
+  { kind: 'unit', m: 64, n: 64, k: 64, sm: 32, sn: 32, rate: 85e6, slots: 264 },
+  { kind: 'unit', m: 32, n: 64, k: 64, sm: 32, sn: 32, rate: 65e6, slots: 528 },
+];
+
+/** Microseconds to add parts up: of the dispatch, and of an element. */
+const ADDING = { dispatch: 8, element: 4e-6 };
+/** Inner extent below which a part costs more than it saves. */
+const SHORTEST_PART = 128;
+/** Elements of a result that is still added up from parts. */
+const LARGEST_SPLIT = 2 ** 21;
+
+interface Plan {
+  readonly tile: Tile | UnitTile;
+  readonly split: Split;
+  readonly microseconds: number;
+}
+
+/** The quickest, as far as full rounds of workgroups tell. */
+function planFor(context: KernelContext, call: Gemm): Plan {
+  const { a, b, y, inner } = call;
+  const isHalf = a.dtype === 'f16' && b.dtype === 'f16';
+  const tiles = context.matrixUnit && isHalf ? unitTiles : plainTiles;
+  const most = y.size <= LARGEST_SPLIT ? Math.floor(inner / SHORTEST_PART) : 1;
+  const plans = tiles.flatMap((tile) => {
+    const fill = Math.floor(tile.slots / workgroups(call, tile));
+    const parts = Math.max(1, Math.min(fill, most));
+    return [planOf(call, tile, 1), planOf(call, tile, parts)];
+  });
+  return plans.reduce((best, plan) =>
+    plan.microseconds < best.microseconds ? plan : best,
+  );
+}
+
+function planOf(
+  call: Gemm,
+  tile: (Tile | UnitTile) & Speed,
+  wanted: number,
+): Plan {
+  const { m, n, k, rate, slots } = tile;
+  const steps = Math.ceil(call.inner / k);
+  const each = Math.ceil(steps / wanted);
+  const parts = Math.ceil(steps / each);
+  const rounds = Math.ceil((workgroups(call, tile) * parts) / slots);
+  const multiplying = (rounds * slots * m * n * each * k) / rate;
+  const adding =
+    parts > 1 ? ADDING.dispatch + ADDING.element * parts * call.y.size : 0;
+  return {
+    tile,
+    split: { parts, chunk: each * k },
+    microseconds: multiplying + adding,
+  };
 }
 
 function workgroups(call: Gemm, { m, n }: Tile | UnitTile): number {

@@ -75,6 +75,7 @@ export const headMatmulKernels = (
                 '((batch * u.share + row / u.width) * u.columns + column) * u.width + row % u.width',
               contiguous: 'column',
               aligned: width % 4 === 0,
+              isBent: true,
             }
           : {
               name: `weight${columns % 4}`,
