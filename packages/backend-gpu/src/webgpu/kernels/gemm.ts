@@ -85,7 +85,7 @@ const plainTiles: readonly (Tile & Speed)[] = [
     m: 128,
     n: 128,
     k: 16,
-    tm: 8,
+    tm: 16,
     tn: 8,
     rate: 23e6,
     slots: 264,
@@ -125,7 +125,9 @@ interface Plan {
 function planFor(context: KernelContext, call: Gemm): Plan {
   const { a, b, y, inner } = call;
   const isHalf = a.dtype === 'f16' && b.dtype === 'f16';
-  const tiles = context.matrixUnit && isHalf ? unitTiles : plainTiles;
+  const tiles = (context.matrixUnit && isHalf ? unitTiles : plainTiles).filter(
+    (tile) => !context.smallTiles || tile.m < 128,
+  );
   const most = y.size <= LARGEST_SPLIT ? Math.floor(inner / SHORTEST_PART) : 1;
   const plans = tiles.flatMap((tile) => {
     const fill = Math.floor(tile.slots / workgroups(call, tile));
