@@ -45,6 +45,7 @@ export class BufferPool {
     private readonly device: GPUDevice,
     private readonly limitBytes: number,
     private readonly onDestroy: (buffer: PooledBuffer) => void,
+    private readonly report: (problem: Promise<Error | undefined>) => void,
   ) {}
 
   /** Buffers taken until `endReservation` are held. */
@@ -89,7 +90,7 @@ export class BufferPool {
       const limit = `the limit is ${this.limitBytes} bytes`;
       throw new OutOfMemoryError(bytes, inUse, limit);
     }
-    return this.create(exact);
+    return this.create(exact, inUse);
   }
 
   give(buffer: PooledBuffer): void {
@@ -116,7 +117,9 @@ export class BufferPool {
     this.idle.clear();
   }
 
-  private create(bytes: number): PooledBuffer {
+  private create(bytes: number, inUse: number): PooledBuffer {
+    // A scope of its own: the error can name what was asked for.
+    this.device.pushErrorScope('out-of-memory');
     const gpu = this.device.createBuffer({
       size: bytes,
       usage:
@@ -125,6 +128,12 @@ export class BufferPool {
         GPUBufferUsage.COPY_DST,
     });
     const id = this.nextId++;
+    const failure = this.device.popErrorScope();
+    this.report(
+      failure.then((error) =>
+        error ? new OutOfMemoryError(bytes, inUse, error.message) : undefined,
+      ),
+    );
     const buffer = { gpu, id, bytes, batch: -1, holder: undefined };
     this.all.add(buffer);
     this.bytes += bytes;

@@ -76,8 +76,11 @@ export class WebGpuBackend implements Backend, KernelContext {
       halves: features.has('shader-f16'),
     };
     this.pipelines = new Pipelines(device, (problem) => this.watch(problem));
-    this.pool = new BufferPool(device, options.limitBytes, () =>
-      this.pipelines.forgetBindGroups(),
+    this.pool = new BufferPool(
+      device,
+      options.limitBytes,
+      () => this.pipelines.forgetBindGroups(),
+      (problem) => this.watch(problem),
     );
     this.commands = new Commands(device, this.pipelines);
     this.commands.onSubmit = () => this.endScopes();
