@@ -462,6 +462,11 @@ describe('doctor', () => {
           available: expect.any(Boolean),
           detail: expect.stringMatching(/./),
         },
+        {
+          name: 'cuda',
+          available: expect.any(Boolean),
+          detail: expect.stringMatching(/./),
+        },
       ]),
       webgpu: { adapters: expect.any(Array) },
       advice: expect.any(Array),

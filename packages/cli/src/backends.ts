@@ -121,7 +121,8 @@ async function tryOpen(entry: BackendEntry): Promise<Backend | string> {
   }
 }
 
-function reasonOf(error: unknown): string {
+/** An error's reason, without the words about the operator. */
+export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   return 'reason' in error ? `${error.reason}` : error.message;
 }

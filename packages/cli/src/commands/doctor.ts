@@ -1,8 +1,10 @@
 import { constants } from 'node:fs';
 import { access } from 'node:fs/promises';
 import { availableParallelism, freemem, totalmem } from 'node:os';
+import type { CudaReport } from '@asa/backend-gpu/cuda';
 import { Command } from '@commander-js/extra-typings';
 import { version } from '../../package.json';
+import { reasonOf } from '../backends';
 import { gpuAdvice, loaderOf } from '../gpu-advice';
 import { type ProbeReport, probeWebGpu, whyNoGpu } from '../gpu-probe';
 import { defaultConfigFile, embeddedModel } from '../paths';
@@ -30,10 +32,11 @@ type DoctorReport = Awaited<ReturnType<typeof examine>>;
 
 async function examine(configFile: string | undefined) {
   const { platform } = process;
-  const [noDevice, vulkan, webgpu] = await Promise.all([
+  const [noDevice, vulkan, webgpu, cuda] = await Promise.all([
     whyNoGpu(),
     vulkanFiles(),
     probeWebGpu({ adapters: true }),
+    examineCuda(),
   ]);
   return {
     version,
@@ -43,8 +46,9 @@ async function examine(configFile: string | undefined) {
     memory: { free: freemem(), total: totalmem() },
     configuration: await pathReport(configFile),
     model: await pathReport(embeddedModel),
-    backends: [webGpuReport(webgpu), await cpuReport()],
+    backends: [webGpuReport(webgpu), await cpuReport(), cudaReport(cuda)],
     webgpu,
+    cuda,
     ...(platform === 'linux' && { vulkan }),
     advice: gpuAdvice({ platform, noDevice, vulkan, webgpu }),
   };
@@ -60,6 +64,22 @@ interface BackendReport {
 function webGpuReport({ device, reason = '' }: ProbeReport): BackendReport {
   const available = device !== undefined;
   return { name: 'webgpu', available, detail: device ?? reason };
+}
+
+/** What there is of CUDA, or why it cannot be used. */
+async function examineCuda(): Promise<CudaReport | { reason: string }> {
+  const { explainCuda } = await import('@asa/backend-gpu/cuda');
+  return explainCuda().catch((error: unknown) => ({
+    reason: reasonOf(error),
+  }));
+}
+
+function cudaReport(
+  cuda: Awaited<ReturnType<typeof examineCuda>>,
+): BackendReport {
+  return 'reason' in cuda
+    ? { name: 'cuda', available: false, detail: cuda.reason }
+    : { name: 'cuda', available: true, detail: cuda.description };
 }
 
 async function cpuReport(): Promise<BackendReport> {
@@ -101,6 +121,7 @@ function printReport(report: DoctorReport): void {
   }
   if (report.vulkan) printVulkan(report.vulkan, report.webgpu);
   printWebGpu(report.webgpu);
+  if (!('reason' in report.cuda)) printCuda(report.cuda);
   for (const advice of report.advice) line('advice', advice);
 }
 
@@ -140,6 +161,14 @@ function printWebGpu({ adapters, openMs, checkMs }: ProbeReport): void {
   if (openMs === undefined || checkMs === undefined) return;
   const ms = formatNumber(checkMs);
   line('known answer', `right, ${ms} ms; ${formatNumber(openMs)} ms to open`);
+}
+
+function printCuda({ libraries, compilerVersion, cacheFolder }: CudaReport) {
+  for (const [name, path] of Object.entries(libraries)) {
+    const version = name === 'nvrtc' ? ` (${compilerVersion})` : '';
+    line(`CUDA's ${name}`, `${path}${version}`);
+  }
+  line('CUDA kernels', `are kept in ${cacheFolder}`);
 }
 
 function describe({ path, found }: PathReport): string {
