@@ -119,7 +119,7 @@ export function keysOfTile(context: KernelContext, together: number): number {
 const ENOUGH = 1024;
 
 /** The rows of whole queries, from `firstQuery` to `endQuery` of the keys. */
-export interface QueryRange {
+interface QueryRange {
   readonly keys: number;
   /** Key positions of the longest sequence. */
   readonly most: number;

@@ -11,7 +11,7 @@ const SEGMENT = 2048;
 const SCAN = 256;
 const FILL = 64;
 
-export interface BlockLists {
+interface BlockLists {
   /** i32 `[L, G, n]`, -1 for none; a block at most once in a list. */
   readonly indices: Tensor;
   readonly sequences: Sequences;
