@@ -50,7 +50,7 @@ export default defineConfig({
         test: {
           name: 'sources',
           include: ['tests/**/*.test.ts'],
-          exclude: ['tests/end-to-end/**', 'tests/browser/**'],
+          exclude: ['tests/{end-to-end,browser,soak}/**'],
           // Far above what any test takes: a busy machine is no failure.
           testTimeout: 60_000,
         },
@@ -61,7 +61,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: 'built',
-          include: ['tests/{end-to-end,browser}/**/*.test.ts'],
+          include: ['tests/{end-to-end,browser,soak}/**/*.test.ts'],
           testTimeout: 120_000,
         },
       },

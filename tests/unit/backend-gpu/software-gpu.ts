@@ -66,6 +66,13 @@ export function softwareGpu(): GPU | undefined {
   return holder.asaSoftwareGpu;
 }
 
+/** With these variables another process finds the same GPU by itself. */
+export function softwareEnvironment(): NodeJS.ProcessEnv {
+  return isSystem
+    ? { ...process.env }
+    : { ...process.env, LD_LIBRARY_PATH: folder(), XDG_RUNTIME_DIR: '/tmp' };
+}
+
 function open(): GPU {
   process.env.XDG_RUNTIME_DIR ??= '/tmp';
   const module = {
