@@ -37,6 +37,7 @@ describe.skipIf(reason)(`bench on WebGPU ${reason ?? ''}`, () => {
     }
     expect(names).toEqual([
       'copy',
+      'add',
       'peak matmul',
       'matmul of one row',
       'selectBlocks r=4',

@@ -57,7 +57,7 @@ function columnsOf(earlier: Earlier | undefined): readonly Column[] {
     { title: 'TFLOP/s', value: ({ rates }) => rates?.teraflops },
     { title: '% of peak', value: ({ rates }) => rates?.ofPeak },
     { title: 'GB/s', value: ({ rates }) => rates?.gigabytesPerSecond },
-    { title: '% of copy', value: ({ rates }) => rates?.ofCopy },
+    { title: '% of bandwidth', value: ({ rates }) => rates?.ofBandwidth },
     { title: 'checked on', value: ({ checkedOn }) => checkedOn },
     { title: 'error %', value: ({ worst }) => worst, only: 'csv' },
     { title: 'status', value: ({ status }) => status, only: 'csv' },

@@ -26,7 +26,7 @@ const row: BenchReport['rows'][number] = {
     ...{ ms: 2, lower: 1.5, upper: 2.5, fastest: 1 },
     ...{ repetitions: 20, calls: 4 },
   },
-  rates: { teraflops: 1.5, gigabytesPerSecond: 1, ofPeak: 50, ofCopy: 25 },
+  rates: { teraflops: 1.5, gigabytesPerSecond: 1, ofPeak: 50, ofBandwidth: 25 },
 };
 const wrong: BenchReport['rows'][number] = {
   ...{ suite: 'operators', name: 'broken', dtype: 'f16', shape: 'T 7' },

@@ -92,8 +92,8 @@ export const command = new Command('bench')
     'after',
     `
 pp2048 is a prompt of 2048 tokens, tg128 @ d2048 generates 128 tokens behind
-2048 others. Percentages are of the best matrix product and of a large copy,
-measured in the same run.
+2048 others. Percentages are of the best matrix product and of the bandwidth of
+a large copy or sum, measured in the same run.
 
 Examples:
   asa bench --suite operators --context 2k,8k --dtype f32,f16

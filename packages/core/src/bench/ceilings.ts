@@ -2,10 +2,12 @@ import type { Backend } from '../backend';
 import type { FloatType } from '../dtype';
 import { Scope } from '../scope';
 import { compareBits } from '../verify/comparison';
+import { judgeCall } from '../verify/differential';
 import { download } from '../verify/values';
 import type { BenchCase } from './case';
-import { normalDraw } from './fill';
+import { normalDraw, normalValues } from './fill';
 import { matmulCase } from './matmul';
+import { costOfStep, prepareStep, type Step } from './operators';
 import type { BenchProfile } from './profile';
 
 /** What the device can do at best: measured in the same run as all else. */
@@ -17,6 +19,7 @@ export function ceilingCases(
   const square = { rows: side, columns: side, inner: side };
   return [
     copyCase(copyBytes),
+    addCase(copyBytes),
     ...dtypes.map((type) =>
       matmulCase('ceilings', 'peak matmul', square, type),
     ),
@@ -41,6 +44,35 @@ function copyCase(bytes: number): BenchCase {
       };
     },
   };
+}
+
+/** Reads two tensors and writes a third: kernels may be faster than copies. */
+function addCase(bytes: number): BenchCase {
+  const elements = bytes / 4;
+  const step: Step = {
+    operator: 'add',
+    inputs: { a: [elements], b: [elements] },
+    attributes: {},
+  };
+  return {
+    suite: 'ceilings',
+    name: 'add',
+    dtype: 'f32',
+    shape: `${bytes / 2 ** 20} MiB`,
+    check: { key: 'add', on: '4096 elements', judge: judgeAdd },
+    cost: async () => costOfStep(step, 'f32'),
+    prepare: async (backend) =>
+      prepareStep(backend, step, 'f32', costOfStep(step, 'f32')),
+  };
+}
+
+async function judgeAdd(backend: Backend, reference: Backend) {
+  const inputs = {
+    a: normalValues([4096], 'f32', 1),
+    b: normalValues([4096], 'f32', 2),
+  };
+  const call = { operator: 'add', attributes: {} } as const;
+  return judgeCall({ backend, reference }, call, inputs, 'f32');
 }
 
 async function judgeCopy(backend: Backend) {

@@ -33,8 +33,8 @@ export interface Rates {
   readonly gigabytesPerSecond: number;
   /** Percent of the best matrix product of the type in this run. */
   readonly ofPeak?: number | undefined;
-  /** Percent of the bandwidth of a large copy. */
-  readonly ofCopy?: number | undefined;
+  /** Percent of the best bandwidth of this run's ceilings. */
+  readonly ofBandwidth?: number | undefined;
   readonly tokensPerSecond?: number | undefined;
 }
 
@@ -68,34 +68,37 @@ export function reportOf(
 
 interface Ceilings {
   readonly peak: ReadonlyMap<FloatType, number>;
-  readonly copy: number | undefined;
+  readonly bandwidth: number | undefined;
 }
 
-/** The best of the run: matrix products by type, and the copy. */
+/** The best of the run: matrix products by type, and the bandwidth. */
 function ceilingsOf(rows: readonly BenchRow[]): Ceilings {
   const peak = new Map<FloatType, number>();
-  let copy: number | undefined;
+  let bandwidth: number | undefined;
   for (const row of rows) {
     const raw = rawRates(row);
     if (!raw) continue;
-    if (row.suite === 'ceilings' && row.name === 'copy') {
-      copy = raw.gigabytesPerSecond;
+    if (row.suite === 'ceilings' && ['copy', 'add'].includes(row.name)) {
+      bandwidth = Math.max(bandwidth ?? 0, raw.gigabytesPerSecond);
     } else if (row.suite === 'ceilings' || row.suite === 'matmul') {
       const best = Math.max(peak.get(row.dtype) ?? 0, raw.teraflops);
       peak.set(row.dtype, best);
     }
   }
-  return { peak, copy };
+  return { peak, bandwidth };
 }
 
-function ratesOf(row: BenchRow, { peak, copy }: Ceilings): Rates | undefined {
+function ratesOf(
+  row: BenchRow,
+  { peak, bandwidth }: Ceilings,
+): Rates | undefined {
   const raw = rawRates(row);
   if (!raw) return undefined;
   const best = peak.get(row.dtype);
   return {
     ...raw,
     ofPeak: best && (100 * raw.teraflops) / best,
-    ofCopy: copy && (100 * raw.gigabytesPerSecond) / copy,
+    ofBandwidth: bandwidth && (100 * raw.gigabytesPerSecond) / bandwidth,
   };
 }
 
