@@ -68,6 +68,8 @@ export default defineConfig({
     ],
     coverage: {
       provider: 'v8',
+      // A test that fails must not hide what the others cover.
+      reportOnFailure: true,
       include: [
         'packages/core/src/**/*.ts',
         'packages/backend-cpu/src/**/*.ts',
