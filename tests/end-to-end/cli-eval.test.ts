@@ -28,8 +28,17 @@ describe('eval needle', () => {
     ]);
 
   it('--json prints trials, and their counts by place', async () => {
+    writeFileSync(path('prose'), 'The cat sat. "A dog!" he said. It ran.\n');
     const { code, stdout, stderr } = await needle(
-      ...['--text', text, '--tasks', '1,3', '--samples', '2', '--json'],
+      ...[
+        '--text',
+        path('prose'),
+        '--tasks',
+        '1,3',
+        '--samples',
+        '2',
+        '--json',
+      ],
       ...['--plot', path('needle.png')],
     );
     expect(code, stderr).toBe(0);
