@@ -79,14 +79,17 @@ function fetchText(operand: Operand): string {
   });
 }
 
+/** Without branches: software compilers take minutes over so many. */
 function elementsText(operand: Operand, id: string): string {
   const { name, type } = operand;
   const along = isAlongInner(operand);
   return unroll(4, (p) => {
-    const [outer, inner] = along ? [0, p] : [p, 0];
-    const at = `outer_${id} + ${outer}u, base + inner_${id} + ${inner}u`;
-    const isInside = `outer_${id} + ${outer}u < ${limitOf(operand)} && base + inner_${id} + ${inner}u < u.inner`;
-    return `if (${isInside}) { next_${id}[${p}] = ${type}(${name}[${name}_index(batch, ${at})]); } else { next_${id}[${p}] = ${type}(0.0); }`;
+    const inner = `base + inner_${id}${along ? ` + ${p}u` : ''}`;
+    const outer = along
+      ? `outer_${id}`
+      : `min(outer_${id} + ${p}u, ${limitOf(operand)} - 1u)`;
+    const read = `${name}[${name}_index(batch, ${outer}, min(${inner}, u.inner - 1u))]`;
+    return `next_${id}[${p}] = select(${type}(0.0), ${type}(${read}), ${inner} < u.inner);`;
   });
 }
 
