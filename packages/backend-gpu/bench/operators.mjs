@@ -4,6 +4,7 @@
  *   node packages/backend-gpu/bench/operators.mjs [matmul] [attention] ...
  *     --context 8192,32768   tokens of the attention cases
  *     --dtype f32,f16        element types
+ *     --products 16384x768x256:NT   [M, K] [K, N], T where stored transposed
  *     --seconds 0.5          measuring time a case
  *     --dawn disable_robustness   Dawn's features besides our own
  *     --profile HEADSxGROUPSxLATENTxROPE   widths of the global layer
@@ -23,6 +24,7 @@ const { values: flags, positionals } = parseArgs({
     seconds: { type: 'string', default: '0.5' },
     profile: { type: 'string', default: '64x4x128x64' },
     sizes: { type: 'string', default: '1024,2048,4096' },
+    products: { type: 'string' },
     sharing: { type: 'string', default: '1,4' },
     count: { type: 'string', default: '64' },
     window: { type: 'string', default: '512' },
@@ -101,22 +103,21 @@ function repeat(operator, inputs, attributes) {
 }
 
 async function matmul(dtype) {
-  for (const n of list(flags.sizes)) {
-    for (const transposeB of [false, true]) {
-      const scope = new Scope(backend);
-      const a = filled(scope, [n, n], dtype);
-      const b = filled(scope, [n, n], dtype);
-      const ms = await time(repeat(operators.matmul, { a, b }, { transposeB }));
-      report({
-        operator: 'matmul',
-        dtype,
-        shape: [n, n, n],
-        transposeB,
-        ms,
-        tflops: (2 * n ** 3) / ms / 1e9,
-      });
-      scope.free();
-    }
+  const squares = list(flags.sizes).flatMap((n) =>
+    ['NN', 'NT', 'TN'].map((form) => `${n}x${n}x${n}:${form}`),
+  );
+  for (const product of flags.products?.split(',') ?? squares) {
+    const [extents, form] = product.split(':');
+    const [m, n, k] = extents.split('x').map(Number);
+    const [transposeA, transposeB] = [form[0] === 'T', form[1] === 'T'];
+    const scope = new Scope(backend);
+    const a = filled(scope, transposeA ? [k, m] : [m, k], dtype);
+    const b = filled(scope, transposeB ? [n, k] : [k, n], dtype);
+    const attributes = { transposeA, transposeB };
+    const ms = await time(repeat(operators.matmul, { a, b }, attributes));
+    const tflops = (2 * m * n * k) / ms / 1e9;
+    report({ operator: 'matmul', dtype, shape: [m, n, k], form, ms, tflops });
+    scope.free();
   }
 }
 
