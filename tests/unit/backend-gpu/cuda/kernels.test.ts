@@ -76,6 +76,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'rms-norm': [{ T: 'bf16' }],
   rope: [{ T: 'bf16' }],
   rows: [{ T: 'bits16' }],
+  sample: [{ T: 'f32' }],
   'select-blocks': [{ T: 'bf16' }, { T: 'f32' }],
   'squared-norm': [{ T: 'bf16' }],
   swiglu: [{ T: 'bf16' }],

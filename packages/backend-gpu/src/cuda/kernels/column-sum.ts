@@ -23,7 +23,7 @@ export function columnSum(
       file: 'column-sum',
       entry: 'columnSum',
       defines: typed(to),
-      grid: [Math.ceil(columns / COLUMNS), parts],
+      grid: [parts, Math.ceil(columns / COLUMNS)],
       threads: [COLUMNS],
       arguments: [x, to, i64(rows), i32(columns)],
     });

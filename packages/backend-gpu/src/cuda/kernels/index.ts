@@ -22,6 +22,7 @@ import { linearAttentionKernels, reasonAgainstWidth } from './linear-attention';
 import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';
+import { sampleKernels } from './sample';
 import { reasonAgainstRanking, selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
 import { squaredNormKernels } from './squared-norm';
@@ -48,6 +49,7 @@ export function createKernels(context: KernelContext): KernelTable {
     ...selectedAttentionKernels(context),
     ...gatedSumKernels(context),
     ...linearAttentionKernels(context),
+    ...sampleKernels(context),
     ...squaredNormKernels(context),
     ...adamwKernels(context),
   };

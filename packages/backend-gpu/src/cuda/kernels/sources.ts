@@ -19,6 +19,7 @@ import linearAttention from './linear-attention.cu';
 import rmsNorm from './rms-norm.cu';
 import rope from './rope.cu';
 import rows from './rows.cu';
+import sample from './sample.cu';
 import selectBlocks from './select-blocks.cu';
 import squaredNorm from './squared-norm.cu';
 import swiglu from './swiglu.cu';
@@ -50,6 +51,7 @@ export const sources = {
   'rms-norm': rmsNorm,
   rope,
   rows,
+  sample,
   'select-blocks': selectBlocks,
   'squared-norm': squaredNorm,
   swiglu,
