@@ -32,7 +32,7 @@ export const compressKernels = (
       defines: typed(x),
       threads: [THREADS],
       grid: bySequence(
-        blockCount(sequences.maxKeys, attributes) * row,
+        blockCount(sequences.keyRoom, attributes) * row,
         sequences,
       ),
       arguments: [...blocks(x, attributes), x, weights, y],
@@ -50,7 +50,7 @@ export const compressKernels = (
       entry: 'compressBackward',
       defines: typed(x),
       threads: [THREADS],
-      grid: bySequence(sequences.maxKeys * row, sequences),
+      grid: bySequence(sequences.keyRoom * row, sequences),
       arguments: [...blocks(x, attributes), dY, weights, dX],
     });
     if (weights && dLogits) {
@@ -69,7 +69,7 @@ export const compressKernels = (
       defines: typed(x),
       threads: [THREADS],
       grid: bySequence(
-        blockCount(sequences.maxKeys, attributes) * row,
+        blockCount(sequences.keyRoom, attributes) * row,
         sequences,
       ),
       arguments: [...blocks(x, attributes), x, bias, y],
@@ -85,7 +85,7 @@ export const compressKernels = (
       entry: 'unfoldBlocksBackward',
       defines: typed(dY),
       threads: [THREADS],
-      grid: bySequence(sequences.maxKeys * row, sequences),
+      grid: bySequence(sequences.keyRoom * row, sequences),
       arguments: [...blocks(dX, attributes), dY, dX],
     });
     if (!dBias) return;

@@ -61,8 +61,8 @@ function rank(
       leaderCount(keyCount - queryCount, queryCount, sharing),
     ),
   );
-  const room = Math.max(1, blockCount(sequences.maxKeys, attributes));
-  const places = Math.ceil(sequences.maxKeys / blockSize);
+  const room = Math.max(1, blockCount(sequences.keyRoom, attributes));
+  const places = Math.ceil(sequences.keyRoom / blockSize);
   const bytes = 4 * (room + places);
   const isShared = bytes <= MOST_SHARED;
   const perLeader = bytes * groups * sequences.count;
