@@ -12,7 +12,7 @@ type Views<T> = { readonly [Name in keyof T]: tf.Tensor };
  * What an operator computes: its operands as tfjs's tensors to its outputs,
  * or to the operands that it writes in place. Called inside `tidy`.
  */
-export type Body<Name extends OperatorName> = (
+type Body<Name extends OperatorName> = (
   inputs: Views<Parts<Name>[0]>,
   attributes: Parts<Name>[2],
   outputs: Parts<Name>[1],

@@ -28,7 +28,7 @@ export const compressedAttentionBodies: Bodies<
 };
 
 /** The query at t sees the blocks b with b d + l - 1 <= t. */
-export function blocksOf(
+function blocksOf(
   { blockStart, keyCount }: Sequence,
   { length, stride }: Omit<BlockAttributes, 'sequences'>,
 ): Keys {
