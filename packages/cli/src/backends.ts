@@ -1,3 +1,4 @@
+import type { TfjsOptions } from '@asa/backend-gpu/tfjs';
 import type { Backend } from '@asa/core';
 import { ExitError, exitCode } from './exit';
 import { whyNoGpu } from './gpu-probe';
@@ -14,6 +15,24 @@ export interface BackendEntry {
   explain(): Promise<string | undefined>;
   /** @throws when it cannot be used here. */
   open(): Promise<Backend>;
+}
+
+/**
+ * TensorFlow.js on the best of its engines, or on the one that is named: then
+ * on a software adapter too.
+ */
+function tfjs(engine?: TfjsOptions['engine']): BackendEntry {
+  const name = engine ? `tfjs-${engine}` : 'tfjs';
+  return {
+    name,
+    explain: async () => undefined,
+    open: async () => {
+      const { openTfjs } = await import('@asa/backend-gpu/tfjs');
+      const onPass = (passed: string, reason: string) =>
+        note(`${name} passed over ${passed}: ${reason}`);
+      return openTfjs(engine ? { engine, software: true } : { onPass });
+    },
+  };
 }
 
 /** All backends, in the order in which `auto` tries them. */
@@ -40,17 +59,9 @@ const backends: readonly BackendEntry[] = [
     },
     open: async () => (await import('@asa/backend-gpu/cuda')).openCuda(),
   },
-  {
-    // Behind the CPU, which every machine has: for those who ask for it.
-    name: 'tfjs',
-    explain: async () => undefined,
-    open: async () => {
-      const { openTfjs } = await import('@asa/backend-gpu/tfjs');
-      const onPass = (engine: string, reason: string) =>
-        note(`tfjs passed over ${engine}: ${reason}`);
-      return openTfjs({ onPass });
-    },
-  },
+  // Behind the CPU, which every machine has: for those who ask for it.
+  tfjs(),
+  ...(['node-gpu', 'webgpu', 'wasm', 'cpu'] as const).map(tfjs),
 ];
 
 /** What `--backend` takes. */
