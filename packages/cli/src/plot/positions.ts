@@ -10,12 +10,12 @@ export function positionPlot(
   }[],
 ): TopLevelSpec {
   const values = models.flatMap(({ name, positions }) =>
-    positions.map(({ from, to, loss, standardError }) => ({
+    positions.map(({ from, to, loss, standardError = 0 }) => ({
       model: name,
       seen: Math.sqrt(from * to),
       loss,
-      low: loss - (standardError || 0),
-      high: loss + (standardError || 0),
+      low: loss - standardError,
+      high: loss + standardError,
     })),
   );
   const x = {

@@ -56,8 +56,8 @@ export interface PositionLoss {
   readonly tokens: number;
   /** Mean cross entropy, nats a token. */
   readonly loss: number;
-  /** Over windows, as if they were independent; NaN for a single one. */
-  readonly standardError: number;
+  /** Over windows, as if they were independent; none for a single one. */
+  readonly standardError?: number;
 }
 
 /**
@@ -191,9 +191,14 @@ function positionLosses(windows: readonly Octaves[]): PositionLoss[] {
       const units = windows.flatMap((window) => window.get(octave) ?? []);
       const { nats, tokens } = units.reduce(plus, nothing(0));
       const loss = nats / tokens;
-      const standardError = ratioError(units, loss, 'tokens');
-      const [from, to] = [2 ** octave, 2 ** (octave + 1) - 1];
-      return { from, to, tokens, loss, standardError };
+      const error = ratioError(units, loss, 'tokens');
+      return {
+        from: 2 ** octave,
+        to: 2 ** (octave + 1) - 1,
+        tokens,
+        loss,
+        ...(units.length > 1 && { standardError: error }),
+      };
     });
 }
 
