@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join, relative } from 'node:path';
@@ -25,7 +25,9 @@ let folder: string;
 
 beforeAll(async () => {
   // Inside of what the server serves.
-  folder = mkdtempSync(join(root, 'node_modules/.cache/browser-model-'));
+  const cache = join(root, 'node_modules/.cache');
+  mkdirSync(cache, { recursive: true });
+  folder = mkdtempSync(join(cache, 'browser-model-'));
   server = await serve(root);
   browser = await driver.launch({
     executablePath: await chromium.executablePath(),
