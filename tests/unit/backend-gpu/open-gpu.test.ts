@@ -3,18 +3,18 @@ import { gpuDrivers, openGpu } from '@asa/backend-gpu';
 import { listAdapters } from '@asa/backend-gpu/webgpu';
 import { ArgumentError, UnsupportedError } from '@asa/core';
 import { withKernels } from '@asa/core/verify';
-import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { checkKnownAnswer } from '../../../packages/backend-gpu/src/known-answer';
 import { softwareGpu, whyNoSoftwareGpu } from './software-gpu';
 
 const reason = whyNoSoftwareGpu();
 
-/** Where the driver keeps the loader's object. */
-const holder = globalThis as Record<symbol, GPU | undefined>;
-const instance = Symbol.for('asa.webgpu.instance');
-const before = holder[instance];
+/** Where the driver keeps the loader's objects. */
+const holder = globalThis as Record<symbol, { checked?: GPU } | undefined>;
+const instances = Symbol.for('asa.webgpu.instances');
+const before = holder[instances];
 afterAll(() => {
-  holder[instance] = before;
+  holder[instances] = before;
 });
 
 /** The adapters of a GPU under another name. */
@@ -37,17 +37,15 @@ function renamed(gpu: GPU, vendor: string): GPU {
 }
 
 describe.skipIf(reason)(`openGpu ${reason ?? ''}`, () => {
-  const software = () =>
-    softwareGpu() ?? (globalThis.navigator?.gpu as GPU | undefined);
-  beforeEach(async () => {
+  let gpu: GPU;
+  beforeAll(async () => {
     // With the system's own loader, its first use leaves it in its place.
     if (!softwareGpu()) await listAdapters();
-    holder[instance] = software() ?? holder[instance];
+    gpu = softwareGpu() ?? (holder[instances]?.checked as GPU);
   });
 
   test('passes over what computes on the CPU, and says so', async () => {
-    const gpu = holder[instance] as GPU;
-    holder[instance] = renamed(gpu, 'llvmpipe');
+    holder[instances] = { checked: renamed(gpu, 'llvmpipe') };
     const onPassedOver = vi.fn();
     const opening = openGpu({ onPassedOver });
     await expect(opening).rejects.toThrow(UnsupportedError);
@@ -57,24 +55,20 @@ describe.skipIf(reason)(`openGpu ${reason ?? ''}`, () => {
     expect(onPassedOver.mock.calls).toEqual([
       ['webgpu', 'no GPU, passed over llvmpipe, software'],
     ]);
-    holder[instance] = gpu;
   });
 
   test('takes a hardware adapter', async () => {
-    const gpu = holder[instance] as GPU;
-    holder[instance] = renamed(gpu, 'ACME');
+    holder[instances] = { checked: renamed(gpu, 'ACME') };
     const onPassedOver = vi.fn();
     const backend = await openGpu({ onPassedOver, limitBytes: 2 ** 20 });
     expect(backend.name).toBe('webgpu');
     expect(backend.description).toBe('ACME');
     expect(onPassedOver).not.toHaveBeenCalled();
     await backend.destroy();
-    holder[instance] = gpu;
   });
 
   test('lists each adapter once, with what kernels ask for', async () => {
-    const gpu = softwareGpu();
-    const [adapter, ...others] = await listAdapters(gpu ? { gpu } : {});
+    const [adapter, ...others] = await listAdapters({ gpu });
     expect(others).toEqual([]);
     expect(adapter).toMatchObject({ isSoftware: true, matrixPath: 'plain' });
     expect(adapter?.noMatrixUnits).toMatch(/lacks/);
