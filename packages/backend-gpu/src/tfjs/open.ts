@@ -29,8 +29,12 @@ export async function openTfjs(
   for (const engine of engines) {
     if (options.engine && engine.name !== options.engine) continue;
     try {
-      const description = await start(engine, host);
-      return new TfjsBackend(engine.id, description, options.limitBytes);
+      const release = await start(engine, host);
+      return new TfjsBackend(
+        engine.id,
+        `TensorFlow.js ${tf.version_core}, ${engine.name}`,
+        { release, limitBytes: options.limitBytes },
+      );
     } catch (error) {
       passed.push(`${engine.name}: ${firstLine(error)}`);
       options.onPass?.(engine.name, firstLine(error));
@@ -56,16 +60,39 @@ export async function explainTfjs(
   return found;
 }
 
-async function start(engine: Engine, host: EngineHost): Promise<string> {
+/** Starts an engine; returns what to call when it is not needed any more. */
+async function start(engine: Engine, host: EngineHost): Promise<() => void> {
   await engine.prepare(host);
+  const { id } = engine;
+  const users = openedHere.get(id) ?? (tf.findBackend(id) ? undefined : 0);
   // Its checks are done already, and it would praise tfjs-node at each start.
   tf.enableProdMode();
-  if (!(await tf.setBackend(engine.id))) {
-    throw new Error(`tfjs's backend ${engine.id} does not start`);
+  if (!(await tf.setBackend(id))) {
+    throw new Error(`tfjs's backend ${id} does not start`);
   }
   await tf.ready();
   await checkKnownAnswer();
-  return `TensorFlow.js ${tf.version_core}, ${engine.name}`;
+  if (users === undefined) return () => {};
+  openedHere.set(id, users + 1);
+  return () => leave(id);
+}
+
+/** How many use an engine that was not running before. */
+const openedHere = new Map<string, number>();
+
+/** The last one out turns off the GPU: an open device keeps Node.js alive. */
+function leave(id: string): void {
+  const others = (openedHere.get(id) ?? 1) - 1;
+  openedHere.set(id, others);
+  if (others > 0) return;
+  openedHere.delete(id);
+  const { device } = tf.findBackend(id) as { device?: GPUDevice };
+  if (!device) return;
+  const factory = tf.findBackendFactory(id);
+  tf.removeBackend(id);
+  device.destroy();
+  // So that it can be started again.
+  tf.registerBackend(id, factory);
 }
 
 /** A product whose sums are exact in f32. */

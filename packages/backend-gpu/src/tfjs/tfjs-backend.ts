@@ -38,7 +38,11 @@ export class TfjsBackend implements Backend {
   constructor(
     readonly engine: string,
     readonly description: string,
-    private readonly limitBytes = Number.POSITIVE_INFINITY,
+    private readonly options: {
+      readonly limitBytes?: number | undefined;
+      /** Called when the backend is destroyed. */
+      readonly release: () => void;
+    },
   ) {
     this.kernels = Object.fromEntries(
       Object.entries(bodies).map(([name, body]) => [
@@ -71,8 +75,9 @@ export class TfjsBackend implements Backend {
     const reason = reasonAgainst(dtype);
     if (reason) throw new DTypeError(`allocate: ${reason}, got ${dtype}`);
     const memory = new Memory(elements, dtype);
-    if (this.bytesInUse + memory.bytes > this.limitBytes) {
-      const limit = `the limit is ${this.limitBytes} bytes`;
+    const { limitBytes = Number.POSITIVE_INFINITY } = this.options;
+    if (this.bytesInUse + memory.bytes > limitBytes) {
+      const limit = `the limit is ${limitBytes} bytes`;
       throw new OutOfMemoryError(memory.bytes, this.bytesInUse, limit);
     }
     this.live.add(memory);
@@ -164,11 +169,12 @@ export class TfjsBackend implements Backend {
     return { bytesInUse, peakBytes, allocations };
   }
 
-  /** Gives all tensors back; tfjs's own backend is left to other users. */
+  /** Gives all tensors back, and the GPU where nobody else had it before. */
   async destroy(): Promise<void> {
     if (this.destroyed) return;
     for (const memory of this.live) this.free(memory as Storage);
     this.destroyed = true;
+    this.options.release();
   }
 
   /** One operator; what its body names takes the place of what was there. */

@@ -25,13 +25,15 @@ export const headMatmulBodies: Bodies<Names> = {
   },
 
   /** dW[i] = sum over n of dy[n, i] x[n, g(i)]^T */
-  headMatmulBackwardWeight({ x, dy }, { transposeWeight = false }) {
+  headMatmulBackwardWeight({ x, dy }, { transposeWeight = false }, { dw }) {
+    if (x.size === 0) return { dw: tf.zeros([...dw.shape]) };
     const xs = byHead(x, dy.shape[1] ?? 1);
     const dys = tf.transpose(dy as tf.Tensor3D, [1, 0, 2]);
-    const dw = transposeWeight
-      ? tf.matMul(xs, dys, true, false)
-      : tf.matMul(dys, xs, true, false);
-    return { dw };
+    return {
+      dw: transposeWeight
+        ? tf.matMul(xs, dys, true, false)
+        : tf.matMul(dys, xs, true, false),
+    };
   },
 };
 
