@@ -33,7 +33,7 @@ export async function openTfjs(
       return new TfjsBackend(
         engine.id,
         `TensorFlow.js ${tf.version_core}, ${engine.name}`,
-        { release, limitBytes: options.limitBytes },
+        { release, failure: failureOf(engine), limitBytes: options.limitBytes },
       );
     } catch (error) {
       passed.push(`${engine.name}: ${firstLine(error)}`);
@@ -86,13 +86,27 @@ function leave(id: string): void {
   openedHere.set(id, others);
   if (others > 0) return;
   openedHere.delete(id);
-  const { device } = tf.findBackend(id) as { device?: GPUDevice };
+  const device = deviceOf(id);
   if (!device) return;
   const factory = tf.findBackendFactory(id);
   tf.removeBackend(id);
   device.destroy();
   // So that it can be started again.
   tf.registerBackend(id, factory);
+}
+
+/** Of the engine on WebGPU, once it has started. */
+function deviceOf(id: string): GPUDevice | undefined {
+  return (tf.findBackend(id) as { device?: GPUDevice }).device;
+}
+
+/** WebGPU tells of failed commands by events, which tfjs lets pass. */
+function failureOf({ id }: Engine): () => string | undefined {
+  let failure: string | undefined;
+  deviceOf(id)?.addEventListener('uncapturederror', ({ error }) => {
+    failure ??= error.message;
+  });
+  return () => failure;
 }
 
 /** A product whose sums are exact in f32. */

@@ -1,5 +1,6 @@
 import {
   ArgumentError,
+  AsaError,
   type Backend,
   type DType,
   DTypeError,
@@ -42,6 +43,8 @@ export class TfjsBackend implements Backend {
       readonly limitBytes?: number | undefined;
       /** Called when the backend is destroyed. */
       readonly release: () => void;
+      /** What the device said of a command that failed. */
+      readonly failure: () => string | undefined;
     },
   ) {
     this.kernels = Object.fromEntries(
@@ -109,6 +112,7 @@ export class TfjsBackend implements Backend {
   async read(storage: Storage): Promise<HostArray> {
     this.check();
     const data = await memoryOf(storage).tensor.data();
+    this.checkFailure();
     return data.slice() as Float32Array | Int32Array;
   }
 
@@ -161,6 +165,7 @@ export class TfjsBackend implements Backend {
     );
     await element.data();
     element.dispose();
+    this.checkFailure();
   }
 
   memory(): MemoryStatistics {
@@ -209,6 +214,13 @@ export class TfjsBackend implements Backend {
         );
       }
       memoryOf(target.storage).set(value);
+    }
+  }
+
+  private checkFailure(): void {
+    const failure = this.options.failure();
+    if (failure !== undefined) {
+      throw new AsaError(`tfjs: a command failed, ${failure}`);
     }
   }
 

@@ -45,7 +45,9 @@ export function pieceOf(width: number): number {
 /** f32 `[..., depth]`: 1 where the index says, nowhere for -1. */
 export function indicator(index: tf.Tensor, depth: number): tf.Tensor {
   const each = tf.range(0, depth, 1, 'int32');
-  return tf.cast(tf.equal(tf.expandDims(index, -1), each), 'float32');
+  // No cast: on WebGPU that leaves integers under the name of floats, which
+  // a transposition does not expect.
+  return tf.where(tf.equal(tf.expandDims(index, -1), each), 1, 0);
 }
 
 /** The sum over the first axis; 0 without rows, where WebAssembly gives any. */

@@ -247,15 +247,13 @@ function chosenTokens(
       const block = indexTensor(
         Array.from({ length: keyCount }, (_, j) => Math.floor(j / blockSize)),
       );
-      const byToken = tf.greater(tf.gather(held, block, 2), 0);
-      const t = tf.reshape(
-        tf.range(from, from + count, 1, 'int32'),
-        [-1, 1, 1],
-      );
-      const j = tf.reshape(tf.range(0, keyCount, 1, 'int32'), [1, 1, -1]);
-      const seen = tf.logicalAnd(byToken, tf.lessEqual(j, t));
+      // Turned while they are floats: WebGPU transposes nothing else.
+      const byToken = tf.gather(tf.transpose(held, [1, 0, 2]), block, 2);
+      const t = tf.reshape(tf.range(from, from + count, 1, 'int32'), [-1, 1]);
+      const j = tf.reshape(tf.range(0, keyCount, 1, 'int32'), [1, -1]);
+      const seen = tf.logicalAnd(tf.greater(byToken, 0), tf.lessEqual(j, t));
       // [G, 1, T, Tk]
-      return tf.expandDims(tf.transpose(seen, [1, 0, 2]), 1);
+      return tf.expandDims(seen, 1);
     },
   };
 }
