@@ -215,7 +215,9 @@ function backward(
       tf.sum(byKept, 1, true),
     );
     // c_t is the sum of the log a up to t, so log a_t moves all c behind it.
-    const later = tf.cumsum(tf.squeeze(each, [2]), 1, false, true);
+    // Turned by hand: cumsum's own `reverse` is wrong on WebGPU.
+    const turned = tf.reverse(tf.squeeze(each, [2]), 1);
+    const later = tf.reverse(tf.cumsum(turned, 1), 1);
     const dLog = tf.add(later, tf.squeeze(end, [2]));
     const slope = tf.div(tf.sigmoid(tf.neg(chunk.logits)), temperature);
     rows.decay.unshift(tf.mul(dLog, slope));
