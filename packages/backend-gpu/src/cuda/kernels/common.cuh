@@ -1,6 +1,7 @@
-// Types, conversions and reductions that every kernel shares. No header is
-// included: the run-time compiler alone must be enough.
+// Types, conversions and reductions that every kernel shares. No header of the
+// toolkit is included: the run-time compiler alone must be enough.
 #pragma once
+#include "ptx.cuh"
 
 typedef long long i64;
 typedef float f32;
@@ -17,11 +18,7 @@ struct bf16 {
 #define INFINITE __int_as_float(0x7f800000)
 
 __device__ inline float widen(f32 x) { return x; }
-__device__ inline float widen(f16 x) {
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-  return y;
-}
+__device__ inline float widen(f16 x) { return floatOfHalf(x.bits); }
 __device__ inline float widen(bf16 x) {
   return __uint_as_float((unsigned)x.bits << 16);
 }
@@ -30,14 +27,10 @@ __device__ inline float widen(bf16 x) {
 template <typename T> __device__ T narrow(float x);
 template <> __device__ inline f32 narrow<f32>(float x) { return x; }
 template <> __device__ inline f16 narrow<f16>(float x) {
-  f16 y;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-  return y;
+  return {halfOfFloat(x)};
 }
 template <> __device__ inline bf16 narrow<bf16>(float x) {
-  bf16 y;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-  return y;
+  return {bfloatOfFloat(x)};
 }
 
 /** The thread's number in a grid of one axis. */

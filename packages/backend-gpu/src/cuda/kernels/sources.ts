@@ -16,6 +16,7 @@ import fill from './fill.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
+import ptx from './ptx.cuh';
 import rmsNorm from './rms-norm.cu';
 import rope from './rope.cu';
 import rows from './rows.cu';
@@ -28,6 +29,7 @@ import transposeHeads from './transpose-heads.cu';
 
 /** Files that kernels include. */
 export const headers: Readonly<Record<string, string>> = {
+  'ptx.cuh': ptx,
   'common.cuh': common,
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,

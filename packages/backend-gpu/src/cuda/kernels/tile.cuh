@@ -15,37 +15,11 @@ __device__ inline int laneColumn() { return threadIdx.x % 4 * 2; }
 
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                            unsigned b1, bf16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  mmaBfloat(d, a, b0, b1);
 }
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                            unsigned b1, f16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/** Four 8 by 8 matrices; lane 8 j + r gives the address of row r of matrix j. */
-template <bool TRANSPOSED>
-__device__ inline void loadMatrices(unsigned (&r)[4], const void *row) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(row);
-  if (TRANSPOSED) {
-    asm volatile(
-        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-        : "r"(address)
-        : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  }
+  mmaHalf(d, a, b0, b1);
 }
 
 /**
