@@ -23,10 +23,22 @@ __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0,
 }
 
 /**
+ * Types of 16 bits only. That a template for f32 is the closer one is not told
+ * by every compiler, where sizes of arrays are computed.
+ */
+template <typename H> struct Short;
+template <> struct Short<f16> {
+  typedef f16 Type;
+};
+template <> struct Short<bf16> {
+  typedef bf16 Type;
+};
+
+/**
  * sums += a b^T: a `[16, depth]`, b `[COLUMNS, depth]`. `depth` and COLUMNS are
  * multiples of 16, pitches of 16 bytes.
  */
-template <int COLUMNS, typename H>
+template <int COLUMNS, typename H, typename = typename Short<H>::Type>
 __device__ inline void productByRows(float (&sums)[COLUMNS / 8][4], const H *a,
                                      int aPitch, const H *b, int bPitch,
                                      int depth) {
@@ -69,7 +81,7 @@ __device__ inline void productByRows(float (&sums)[COLUMNS / 8][4],
 }
 
 /** sums += a b: a `[16, depth]`, b `[depth, COLUMNS]`. */
-template <int COLUMNS, typename H>
+template <int COLUMNS, typename H, typename = typename Short<H>::Type>
 __device__ inline void productByColumns(float (&sums)[COLUMNS / 8][4],
                                         const H *a, int aPitch, const H *b,
                                         int bPitch, int depth) {
