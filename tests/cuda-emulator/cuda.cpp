@@ -1,0 +1,375 @@
+// libcuda on host memory. Work is done as soon as it is enqueued, or kept where
+// its stream is captured.
+#include "emulator.h"
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <map>
+#include <memory>
+#include <set>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace {
+
+using Work = std::function<int()>;
+
+constexpr size_t PAGE = 4096;
+constexpr size_t ALIGNMENT = 256;
+constexpr size_t TOTAL_BYTES = 8ull << 30;
+/** What new memory holds: NaN, -1. */
+constexpr int POISON = 0xff;
+constexpr unsigned char RED = 0xa5;
+constexpr size_t RED_ZONE = 256;
+
+struct Allocation {
+  size_t bytes;
+  char *base;
+  size_t mapped;
+};
+
+/** By address. */
+std::map<uintptr_t, Allocation> allocations;
+size_t allocated;
+
+struct Stream {
+  bool isCaptured = false;
+  std::vector<Work> work;
+};
+using Graph = std::vector<Work>;
+
+struct Module {
+  void *library;
+  const AsaModule *facts;
+};
+struct Function {
+  std::string name;
+  const AsaKernel *kernel;
+  const AsaModule *module;
+  size_t sharedBytes = 48 << 10;
+};
+
+/** Every object that is alive, so that a dead handle is an error. */
+std::set<const void *> objects;
+
+template <typename T> int give(uint64_t *out, T *object) {
+  objects.insert(object);
+  *out = (uint64_t)object;
+  return CUDA_SUCCESS;
+}
+template <typename T> T *find(uint64_t handle) {
+  return objects.count((void *)handle) ? (T *)handle : nullptr;
+}
+template <typename T> int drop(uint64_t handle) {
+  if (!objects.erase((void *)handle)) return CUDA_ERROR_INVALID_HANDLE;
+  delete (T *)handle;
+  return CUDA_SUCCESS;
+}
+
+bool isGuarded() {
+  const char *mode = getenv("CUDA_EMULATOR_GUARD");
+  return mode && strcmp(mode, "0") != 0;
+}
+
+/**
+ * Behind it lies a page that nothing may touch where memory is guarded, else
+ * bytes that are looked at when it is freed.
+ */
+int allocate(uint64_t *out, size_t bytes) {
+  if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  if (allocated + bytes > TOTAL_BYTES) return CUDA_ERROR_OUT_OF_MEMORY;
+  size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  size_t used = (rounded + (isGuarded() ? 0 : RED_ZONE) + PAGE - 1) / PAGE * PAGE;
+  size_t mapped = used + 2 * PAGE;
+  char *base = (char *)mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  mprotect(base, PAGE, PROT_NONE);
+  mprotect(base + PAGE + used, PAGE, PROT_NONE);
+  char *start = base + PAGE + (isGuarded() ? used - rounded : 0);
+  memset(start, POISON, bytes);
+  memset(start + bytes, RED, base + PAGE + used - start - bytes);
+  allocations[(uintptr_t)start] = {bytes, base, mapped};
+  allocated += bytes;
+  *out = (uintptr_t)start;
+  return CUDA_SUCCESS;
+}
+
+/** Whether what lies behind it was written to. */
+bool isOverrun(uintptr_t start, const Allocation &allocation) {
+  const char *end = allocation.base + allocation.mapped - PAGE;
+  for (const char *at = (char *)start + allocation.bytes; at < end; at++) {
+    if ((unsigned char)*at != RED) return true;
+  }
+  return false;
+}
+
+std::string overrun;
+
+int release(uint64_t address) {
+  auto found = allocations.find(address);
+  if (found == allocations.end()) return CUDA_ERROR_INVALID_VALUE;
+  Allocation allocation = found->second;
+  bool isBad = isOverrun(address, allocation);
+  munmap(allocation.base, allocation.mapped);
+  allocations.erase(found);
+  allocated -= allocation.bytes;
+  if (!isBad) return CUDA_SUCCESS;
+  overrun = "memory behind an allocation of " + std::to_string(allocation.bytes) + " bytes was written to";
+  return CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+/** The bytes lie in one allocation. */
+bool holds(uint64_t address, size_t bytes) {
+  auto next = allocations.upper_bound(address);
+  if (next == allocations.begin()) return false;
+  auto &[start, allocation] = *std::prev(next);
+  return address + bytes <= start + allocation.bytes;
+}
+
+int copy(uint64_t to, uint64_t from, size_t bytes, uint64_t stream, bool toDevice, bool fromDevice) {
+  return asaEnqueue((void *)stream, [=] {
+    if (toDevice && !holds(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    if (fromDevice && !holds(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    memmove((void *)to, (void *)from, bytes);
+    return CUDA_SUCCESS;
+  });
+}
+
+} // namespace
+
+void sayWhere(const void *address, char *text, size_t size) {
+  uintptr_t at = (uintptr_t)address;
+  for (auto &[start, allocation] : allocations) {
+    uintptr_t base = (uintptr_t)allocation.base;
+    if (at < base || at >= base + allocation.mapped) continue;
+    long past = at - start - allocation.bytes;
+    long before = start - at;
+    snprintf(text, size, "an address %ld bytes %s an allocation of %zu bytes",
+             at < start ? before : past, at < start ? "before" : "behind",
+             allocation.bytes);
+    return;
+  }
+  snprintf(text, size, "an illegal address %p", address);
+}
+
+extern "C" {
+
+int asaEnqueue(void *handle, const Work &work) {
+  Stream *stream = find<Stream>((uint64_t)handle);
+  if (handle && !stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (!stream || !stream->isCaptured) return work();
+  stream->work.push_back(work);
+  return CUDA_SUCCESS;
+}
+
+int cuInit(unsigned) { return CUDA_SUCCESS; }
+
+int cuGetErrorName(int status, const char **text) {
+  static const std::map<int, const char *> names = {
+      {CUDA_SUCCESS, "CUDA_SUCCESS"},
+      {CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
+      {CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+      {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
+      {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
+      {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
+      {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+      {CUDA_ERROR_MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS"},
+      {CUDA_ERROR_INVALID_ADDRESS_SPACE, "CUDA_ERROR_INVALID_ADDRESS_SPACE"},
+      {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
+      {CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+  };
+  auto found = names.find(status);
+  if (found == names.end()) return CUDA_ERROR_INVALID_VALUE;
+  *text = found->second;
+  return CUDA_SUCCESS;
+}
+
+/** Of failures of kernels what happened. */
+int cuGetErrorString(int status, const char **text) {
+  *text = status == CUDA_ERROR_INVALID_VALUE || status < CUDA_ERROR_ILLEGAL_ADDRESS ? "no more is known"
+          : !overrun.empty() ? overrun.c_str() : launchFailure();
+  return CUDA_SUCCESS;
+}
+
+int cuDeviceGetCount(int *count) { return *count = 1, CUDA_SUCCESS; }
+int cuDeviceGet(int *device, int index) {
+  if (index != 0) return CUDA_ERROR_INVALID_VALUE;
+  return *device = 0, CUDA_SUCCESS;
+}
+int cuDeviceGetName(char *name, int size, int) {
+  snprintf(name, size, "CUDA emulator");
+  return CUDA_SUCCESS;
+}
+/** Those of an H100. */
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+  static const std::map<int, int> attributes = {
+      {1, 1024},         // threads of a block
+      {8, 49152},        // shared memory of a block
+      {10, 32},          // threads of a warp
+      {12, 65536},       // registers of a block
+      {16, 132},         // multiprocessors
+      {38, 50 << 20},    // bytes of L2
+      {39, 2048},        // threads of a multiprocessor
+      {75, 9},           // compute capability
+      {76, 0},
+      {81, 233472},      // shared memory of a multiprocessor
+      {97, SHARED_BYTES} // shared memory of a block that asks for it
+  };
+  auto found = attributes.find(attribute);
+  if (found == attributes.end()) return CUDA_ERROR_INVALID_VALUE;
+  *value = found->second;
+  return CUDA_SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = TOTAL_BYTES, CUDA_SUCCESS; }
+int cuDevicePrimaryCtxRetain(uint64_t *context, int) { return *context = 1, CUDA_SUCCESS; }
+int cuDevicePrimaryCtxRelease_v2(int) { return CUDA_SUCCESS; }
+int cuCtxSetCurrent(uint64_t) { return CUDA_SUCCESS; }
+
+int cuMemAlloc_v2(uint64_t *out, size_t bytes) { return allocate(out, bytes); }
+int cuMemFree_v2(uint64_t address) { return release(address); }
+int cuMemHostAlloc(void **out, size_t bytes, unsigned) {
+  *out = malloc(bytes);
+  return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+int cuMemFreeHost(void *memory) { return free(memory), CUDA_SUCCESS; }
+
+int cuMemcpyHtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stream) {
+  return copy(to, from, bytes, stream, true, false);
+}
+int cuMemcpyDtoHAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stream) {
+  return copy(to, from, bytes, stream, false, true);
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stream) {
+  return copy(to, from, bytes, stream, true, true);
+}
+int cuMemsetD8Async(uint64_t to, unsigned value, size_t bytes, uint64_t stream) {
+  return asaEnqueue((void *)stream, [=] {
+    if (!holds(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    memset((void *)to, value, bytes);
+    return CUDA_SUCCESS;
+  });
+}
+int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, uint64_t stream) {
+  return asaEnqueue((void *)stream, [=] {
+    if (!holds(to, 4 * count)) return CUDA_ERROR_INVALID_VALUE;
+    for (size_t n = 0; n < count; n++) ((unsigned *)to)[n] = value;
+    return CUDA_SUCCESS;
+  });
+}
+
+int cuStreamCreate(uint64_t *out, unsigned) { return give(out, new Stream); }
+int cuStreamDestroy_v2(uint64_t stream) { return drop<Stream>(stream); }
+int cuStreamSynchronize(uint64_t handle) {
+  Stream *stream = find<Stream>(handle);
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  return stream->isCaptured ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+}
+int cuStreamWaitEvent(uint64_t, uint64_t, unsigned) { return CUDA_SUCCESS; }
+int cuStreamBeginCapture_v2(uint64_t handle, int) {
+  Stream *stream = find<Stream>(handle);
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream->isCaptured) return CUDA_ERROR_INVALID_VALUE;
+  *stream = {true, {}};
+  return CUDA_SUCCESS;
+}
+int cuStreamEndCapture(uint64_t handle, uint64_t *graph) {
+  Stream *stream = find<Stream>(handle);
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (!stream->isCaptured) return CUDA_ERROR_INVALID_VALUE;
+  stream->isCaptured = false;
+  return give(graph, new Graph(std::move(stream->work)));
+}
+
+int cuGraphInstantiateWithFlags(uint64_t *out, uint64_t graph, uint64_t) {
+  Graph *known = find<Graph>(graph);
+  return known ? give(out, new Graph(*known)) : CUDA_ERROR_INVALID_HANDLE;
+}
+int cuGraphLaunch(uint64_t graph, uint64_t stream) {
+  Graph *known = find<Graph>(graph);
+  if (!known) return CUDA_ERROR_INVALID_HANDLE;
+  for (const Work &work : *known) {
+    if (int status = asaEnqueue((void *)stream, work)) return status;
+  }
+  return CUDA_SUCCESS;
+}
+int cuGraphDestroy(uint64_t graph) { return drop<Graph>(graph); }
+int cuGraphExecDestroy(uint64_t graph) { return drop<Graph>(graph); }
+
+int cuEventCreate(uint64_t *out, unsigned) { return give(out, new char); }
+int cuEventDestroy_v2(uint64_t event) { return drop<char>(event); }
+int cuEventRecord(uint64_t, uint64_t) { return CUDA_SUCCESS; }
+int cuEventQuery(uint64_t) { return CUDA_SUCCESS; }
+int cuEventSynchronize(uint64_t) { return CUDA_SUCCESS; }
+
+/** Machine code is a shared library, as long as its ELF header says. */
+int cuModuleLoadData(uint64_t *out, const unsigned char *image) {
+  uint64_t sections;
+  uint16_t size, count;
+  memcpy(&sections, image + 0x28, 8);
+  memcpy(&size, image + 0x3a, 2);
+  memcpy(&count, image + 0x3c, 2);
+  size_t bytes = sections + (size_t)size * count;
+  // The loader takes files of one name for one library.
+  char path[] = "/tmp/asa-cuda-emulator-XXXXXX";
+  int file = mkstemp(path);
+  bool isWritten = file >= 0 && write(file, image, bytes) == (ssize_t)bytes;
+  void *library = isWritten ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+  if (isWritten && !library) fprintf(stderr, "cuda-emulator: %s\n", dlerror());
+  if (file >= 0) close(file), unlink(path);
+  if (!library) return CUDA_ERROR_INVALID_IMAGE;
+  return give(out, new Module{library, (const AsaModule *)dlsym(library, "asaModule")});
+}
+int cuModuleUnload(uint64_t handle) {
+  Module *module = find<Module>(handle);
+  if (!module) return CUDA_ERROR_INVALID_HANDLE;
+  dlclose(module->library);
+  return drop<Module>(handle);
+}
+/** Functions are kept: graphs may still launch them. */
+int cuModuleGetFunction(uint64_t *out, uint64_t handle, const char *name) {
+  Module *module = find<Module>(handle);
+  if (!module) return CUDA_ERROR_INVALID_HANDLE;
+  std::string symbol = std::string("asaKernel_") + name;
+  auto *kernel = (const AsaKernel *)dlsym(module->library, symbol.c_str());
+  if (!kernel) return CUDA_ERROR_NOT_FOUND;
+  return give(out, new Function{name, kernel, module->facts});
+}
+int cuFuncSetAttribute(uint64_t handle, int attribute, int value) {
+  Function *function = find<Function>(handle);
+  if (!function) return CUDA_ERROR_INVALID_HANDLE;
+  if (attribute != 8) return CUDA_SUCCESS;
+  const AsaModule &module = *function->module;
+  // Static memory is of the same 227 KiB.
+  if (value + (module.sharedEnd - module.sharedStart) > (long)SHARED_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  function->sharedBytes = value;
+  return CUDA_SUCCESS;
+}
+
+/** Arguments come packed: BUFFER_POINTER, where, BUFFER_SIZE, where, END. */
+int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
+                   unsigned x, unsigned y, unsigned z, unsigned sharedBytes,
+                   uint64_t stream, void **single, void **packed) {
+  Function *function = find<Function>(handle);
+  if (!function) return CUDA_ERROR_INVALID_HANDLE;
+  if (single || !packed || packed[0] != (void *)1 || packed[2] != (void *)2) return CUDA_ERROR_INVALID_VALUE;
+  size_t bytes = *(size_t *)packed[3];
+  const AsaKernel &kernel = *function->kernel;
+  uint64_t count = (uint64_t)x * y * z;
+  unsigned most = kernel.mostThreads ? kernel.mostThreads : 1024;
+  bool fits = gx > 0 && gx < 1u << 31 && gy > 0 && gy <= 65535 && gz > 0 && gz <= 65535 &&
+              count > 0 && count <= most && sharedBytes <= function->sharedBytes &&
+              bytes >= kernel.argumentBytes && bytes < kernel.argumentBytes + 8;
+  if (!fits) {
+    fprintf(stderr, "cuda-emulator: %s: blocks %u %u %u, threads %u %u %u of %u, shared %u of %zu, argument bytes %zu for %u\n",
+            function->name.c_str(), gx, gy, gz, x, y, z, most, sharedBytes, function->sharedBytes, bytes, kernel.argumentBytes);
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const char *arguments = (const char *)packed[1];
+  Launch launch = {function->name, function->kernel, function->module, {gx, gy, gz}, {x, y, z}, sharedBytes, {arguments, arguments + bytes}};
+  return asaEnqueue((void *)stream, [launch] { return runGrid(launch); });
+}
+
+} // extern "C"

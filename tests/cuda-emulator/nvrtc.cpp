@@ -1,0 +1,158 @@
+// libnvrtc by g++: rewrites what no header can say, and compiles it to a
+// shared library.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <regex>
+#include <string>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+enum { SUCCESS = 0, INVALID_INPUT = 3, COMPILATION = 6 };
+
+struct Program {
+  std::string name, source, log, code;
+  std::map<std::string, std::string> headers;
+};
+
+std::string readFile(const std::string &path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+void writeFile(const std::string &path, const std::string &text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+/** Where this library lies, and beside it libcuda and the headers. */
+std::string ownFolder() {
+  Dl_info info;
+  dladdr((void *)ownFolder, &info);
+  std::string path = info.dli_fname;
+  return path.substr(0, path.rfind('/'));
+}
+
+const std::regex dynamicShared(
+    R"(extern\s+__shared__\s+(?:__align__\((\d+)\)\s+)?(\w+)\s+(\w+)\s*\[\s*\]\s*;)");
+
+/** Static shared memory is a static: blocks run one behind the other. */
+std::string rewrite(const std::string &text) {
+  std::string shared = std::regex_replace(text, dynamicShared,
+      "$2 *const $3 = ($2 *)asaLaunch.shared;");
+  shared = std::regex_replace(shared, std::regex(R"(\b__shared__\b)"), "static");
+  return std::regex_replace(shared, std::regex(R"(\b__global__\b)"), "");
+}
+
+int alignmentOf(const std::string &text) {
+  int alignment = 16;
+  for (std::sregex_iterator at(text.begin(), text.end(), dynamicShared), end; at != end; ++at) {
+    if ((*at)[1].matched) alignment = std::max(alignment, std::stoi((*at)[1]));
+  }
+  return alignment;
+}
+
+/** `extern "C" __global__ void __launch_bounds__(THREADS) name(` */
+std::string entries(const std::string &text) {
+  static const std::regex kernel(
+      R"re(extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\()re");
+  std::string all = "\nASA_MODULE(" + std::to_string(alignmentOf(text)) + ")\n";
+  for (std::sregex_iterator at(text.begin(), text.end(), kernel), end; at != end; ++at) {
+    std::string bounds = (*at)[1].matched ? (*at)[1].str() : "0";
+    all += "ASA_ENTRY(" + (*at)[2].str() + ", (" + bounds.substr(0, bounds.find(',')) + "))\n";
+  }
+  return all;
+}
+
+std::string quoted(const std::string &text) { return "'" + text + "'"; }
+
+/** `-DT=f16` stands behind the emulator's header, which has names of its own. */
+std::string definitionOf(std::string option) {
+  option = option.substr(2);
+  size_t at = option.find('=');
+  if (at != std::string::npos) option[at] = ' ';
+  else option += " 1";
+  return "#define " + option + "\n";
+}
+
+int compile(Program &program, const std::vector<std::string> &options) {
+  char pattern[] = "/tmp/asa-cuda-emulator-XXXXXX";
+  if (!mkdtemp(pattern)) return COMPILATION;
+  std::string folder = pattern;
+  std::string here = ownFolder();
+  std::string definitions, standard = "-std=c++17", whole = program.source;
+  for (const std::string &option : options) {
+    if (option.rfind("-D", 0) == 0) definitions += definitionOf(option);
+    else if (option.rfind("--std=", 0) == 0) standard = option.substr(1);
+    else if (option.rfind("-std=", 0) == 0) standard = option;
+  }
+  for (const auto &[name, text] : program.headers) {
+    whole += text;
+    // The emulator has those instructions itself.
+    writeFile(folder + "/" + name, name == "ptx.cuh" ? "" : rewrite(text));
+  }
+  writeFile(folder + "/kernel.cpp", definitions + "#line 1 \"" + program.name + "\"\n" +
+            rewrite(program.source) + entries(whole));
+  std::string command = "cd " + folder + " && " CXX " " + quoted(standard) +
+      " -O2 -fPIC -shared -g0 -nostdinc++ -nostartfiles -nodefaultlibs"
+      " -fvisibility=hidden -fno-gnu-unique -fno-exceptions -fno-rtti"
+      " -fno-stack-protector -fno-strict-aliasing -fcf-protection=none -fno-math-errno -fno-trapping-math"
+      " -fsanitize=alignment,bounds -Wno-unknown-pragmas -Wno-attributes -Werror=return-type"
+      " -include " + quoted(here + "/cuda-emulation.h") + " -I. -o kernel.so kernel.cpp " +
+      quoted(here + "/libcuda.so.1") + " -lm -lc -lgcc 2> log";
+  int status = std::system(command.c_str());
+  program.log = readFile(folder + "/log");
+  if (status == 0) program.code = readFile(folder + "/kernel.so");
+  std::system(("rm -rf " + folder).c_str());
+  return status == 0 ? SUCCESS : COMPILATION;
+}
+
+} // namespace
+
+extern "C" {
+
+/** The minor version is the emulator's: caches keep its code apart. */
+int nvrtcVersion(int *major, int *minor) {
+  *major = 13;
+  *minor = EMULATOR_VERSION;
+  return SUCCESS;
+}
+
+int nvrtcCreateProgram(Program **out, const char *source, const char *name,
+                       int count, const char *const *texts, const char *const *names) {
+  *out = new Program{name, source, "", "", {}};
+  for (int n = 0; n < count; n++) (*out)->headers[names[n]] = texts[n];
+  return SUCCESS;
+}
+int nvrtcDestroyProgram(Program **program) {
+  delete *program;
+  *program = nullptr;
+  return SUCCESS;
+}
+int nvrtcCompileProgram(Program *program, int count, const char *const *options) {
+  return compile(*program, {options, options + count});
+}
+
+int nvrtcGetProgramLogSize(Program *program, size_t *size) {
+  *size = program->log.size() + 1;
+  return SUCCESS;
+}
+int nvrtcGetProgramLog(Program *program, char *log) {
+  memcpy(log, program->log.c_str(), program->log.size() + 1);
+  return SUCCESS;
+}
+int nvrtcGetCUBINSize(Program *program, size_t *size) {
+  *size = program->code.size();
+  return SUCCESS;
+}
+int nvrtcGetCUBIN(Program *program, char *code) {
+  memcpy(code, program->code.data(), program->code.size());
+  return SUCCESS;
+}
+
+} // extern "C"

@@ -1,0 +1,406 @@
+// Runs a grid: block by block, the threads of a block by turns.
+#include "emulator.h"
+#include "fiber.h"
+#include <csetjmp>
+#include <csignal>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <sys/mman.h>
+#include <vector>
+
+AsaThread *asaThread;
+AsaLaunch asaLaunch;
+
+namespace {
+
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t STACK = 128 << 10;
+constexpr size_t PAGE = 4096;
+constexpr int BARRIERS = 16;
+
+struct Copy {
+  void *shared;
+  const void *global;
+  bool valid;
+};
+
+struct Thread : AsaThread {
+  Fiber fiber;
+  char *stack;
+  /** What it waits at; null while it runs. */
+  const char *waitsAt;
+  // A meeting of lanes.
+  unsigned lanes;
+  bool isWhole;
+  void *mine;
+  AsaMeeting *meeting;
+  // Asynchronous copies, and where the committed groups of them end.
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;
+};
+
+/** Lanes as bits. */
+struct Warp {
+  unsigned present, ready, returned;
+};
+
+struct Barrier {
+  const char *what;
+  unsigned wanted, there;
+  AsaVotes votes, result;
+  std::vector<Thread *> threads;
+};
+
+Thread threads[MOST_THREADS];
+Warp warps[MOST_THREADS / 32];
+Barrier barriers[BARRIERS];
+unsigned count;
+Fiber scheduler;
+const Launch *launch;
+char *sharedArea;
+
+/** How the launch ended; `ended` leaves the fibers where they are. */
+int status;
+char words[1024];
+sigjmp_buf ended;
+
+Thread &self() { return static_cast<Thread &>(*asaThread); }
+Warp &warpOf(const Thread &thread) { return warps[thread.number / 32]; }
+unsigned bitOf(const Thread &thread) { return 1u << thread.number % 32; }
+
+void describe(int code, const char *format, ...) {
+  status = code;
+  int at = snprintf(words, sizeof words, "kernel %s, block (%u, %u, %u), ",
+                    launch->name.c_str(), asaLaunch.block.x, asaLaunch.block.y,
+                    asaLaunch.block.z);
+  if (asaThread) {
+    const uint3 &i = asaThread->index;
+    at += snprintf(words + at, sizeof words - at, "thread (%u, %u, %u): ", i.x,
+                   i.y, i.z);
+  }
+  va_list rest;
+  va_start(rest, format);
+  vsnprintf(words + at, sizeof words - at, format, rest);
+  va_end(rest);
+}
+
+/** Lets the scheduler go on; returns when this thread's turn comes again. */
+void leave() {
+  Thread &thread = self();
+  Fiber::change(thread.fiber, scheduler);
+  asaThread = &thread;
+}
+
+void wait(const char *what) {
+  Thread &thread = self();
+  thread.waitsAt = what;
+  warpOf(thread).ready &= ~bitOf(thread);
+  leave();
+}
+
+void wake(Thread &thread) {
+  thread.waitsAt = nullptr;
+  warpOf(thread).ready |= bitOf(thread);
+}
+
+/** Holds the meeting of this thread's lanes if all are there. */
+bool tryMeeting(Thread &first) {
+  Warp &warp = warpOf(first);
+  Thread *base = &threads[first.number / 32 * 32];
+  unsigned wanted = first.isWhole ? first.lanes : first.lanes & warp.present & ~warp.returned;
+  void *all[32] = {};
+  for (unsigned left = wanted; left; left &= left - 1) {
+    Thread &lane = base[__builtin_ctz(left)];
+    if (!(warp.present & bitOf(lane))) return false;
+    if (lane.meeting != first.meeting || lane.lanes != first.lanes) return false;
+    all[lane.number % 32] = lane.mine;
+  }
+  first.meeting(all);
+  for (unsigned left = wanted; left; left &= left - 1) {
+    Thread &lane = base[__builtin_ctz(left)];
+    lane.meeting = nullptr;
+    wake(lane);
+  }
+  return true;
+}
+
+void body() {
+  launch->kernel->run(launch->arguments.data());
+  Thread &thread = self();
+  Warp &warp = warpOf(thread);
+  warp.ready &= ~bitOf(thread);
+  warp.returned |= bitOf(thread);
+  thread.waitsAt = "its end";
+  // Those who waited for this lane need not any more.
+  for (unsigned lane = 0; lane < 32; lane++) {
+    Thread &other = threads[thread.number / 32 * 32 + lane];
+    if ((warp.present >> lane & 1) && other.meeting) tryMeeting(other);
+  }
+  leave();
+}
+
+[[noreturn]] void stuck() {
+  asaThread = nullptr;
+  std::string text = "no thread can go on:";
+  std::vector<std::pair<std::string, unsigned>> places;
+  for (unsigned n = 0; n < count; n++) {
+    const char *at = threads[n].waitsAt;
+    size_t known = 0;
+    while (known < places.size() && places[known].first != at) known++;
+    if (known == places.size()) places.push_back({at, 0});
+    places[known].second++;
+  }
+  for (auto &[at, number] : places) {
+    text += " " + std::to_string(number) + " at " + at + ",";
+  }
+  text.back() = ' ';
+  asaFail(CUDA_ERROR_LAUNCH_FAILED, text.c_str());
+}
+
+void openBlock() {
+  for (Barrier &barrier : barriers) barrier = {};
+  for (unsigned w = 0; w < (count + 31) / 32; w++) {
+    unsigned lanes = count - 32 * w >= 32 ? ~0u : (1u << count % 32) - 1;
+    warps[w] = {lanes, lanes, 0};
+  }
+  for (unsigned n = 0; n < count; n++) {
+    Thread &thread = threads[n];
+    thread.fiber.start(thread.stack, STACK, body);
+    thread.number = n;
+    const dim3 &size = asaLaunch.threads;
+    thread.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
+    thread.waitsAt = nullptr;
+    thread.meeting = nullptr;
+    thread.copies.clear();
+    thread.groups.clear();
+  }
+  // What a block finds in shared memory is of no use to it.
+  memset(asaLaunch.shared, 0xff, launch->sharedBytes);
+  const AsaModule &module = *launch->module;
+  memset(module.sharedStart, 0xff, module.sharedEnd - module.sharedStart);
+}
+
+/**
+ * Every other block goes from the last thread to the first, so that no order of
+ * threads hides that a barrier is missing.
+ */
+void runBlock(bool isReversed) {
+  openBlock();
+  unsigned total = (count + 31) / 32;
+  for (bool goesOn = true; goesOn;) {
+    goesOn = false;
+    unsigned done = 0;
+    for (unsigned n = 0; n < total; n++) {
+      Warp &warp = warps[isReversed ? total - 1 - n : n];
+      unsigned turn = warp.ready;
+      goesOn |= turn != 0;
+      while (turn) {
+        int lane = isReversed ? 31 - __builtin_clz(turn) : __builtin_ctz(turn);
+        turn &= ~(1u << lane);
+        Thread &thread = threads[(&warp - warps) * 32 + lane];
+        asaThread = &thread;
+        Fiber::change(scheduler, thread.fiber);
+        if (!turn) turn = warp.ready;
+      }
+      done += warp.returned == warp.present;
+    }
+    if (done == total) return;
+  }
+  stuck();
+}
+
+/** Stacks and shared memory, each before a page that nothing may touch. */
+void makeMemory() {
+  if (sharedArea) return;
+  size_t each = STACK + PAGE;
+  char *stacks = (char *)mmap(nullptr, MOST_THREADS * each, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  for (unsigned n = 0; n < MOST_THREADS; n++) {
+    mprotect(stacks + n * each, PAGE, PROT_NONE);
+    threads[n].stack = stacks + n * each + PAGE;
+  }
+  size_t shared = (SHARED_BYTES + PAGE - 1) / PAGE * PAGE;
+  sharedArea = (char *)mmap(nullptr, shared + PAGE, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) + shared;
+  mprotect(sharedArea, PAGE, PROT_NONE);
+}
+
+void onFault(int, siginfo_t *info, void *) {
+  char where[256];
+  sayWhere(info->si_addr, where, sizeof where);
+  describe(CUDA_ERROR_ILLEGAL_ADDRESS, "%s", where);
+  siglongjmp(ended, 1);
+}
+
+/** Faults are the kernel's while it runs, else the process's own. */
+class FaultHandler {
+public:
+  FaultHandler() {
+    static char stack[64 << 10];
+    stack_t own = {};
+    own.ss_sp = stack;
+    own.ss_size = sizeof stack;
+    sigaltstack(&own, &oldStack);
+    struct sigaction action = {};
+    action.sa_sigaction = onFault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, &oldSegment);
+    sigaction(SIGBUS, &action, &oldBus);
+  }
+  ~FaultHandler() {
+    sigaction(SIGSEGV, &oldSegment, nullptr);
+    sigaction(SIGBUS, &oldBus, nullptr);
+    sigaltstack(&oldStack, nullptr);
+  }
+
+private:
+  stack_t oldStack;
+  struct sigaction oldSegment, oldBus;
+};
+
+bool isShared(const void *address) {
+  const char *at = (const char *)address;
+  const AsaModule &module = *launch->module;
+  return (at >= asaLaunch.shared && at < asaLaunch.shared + launch->sharedBytes) ||
+         (at >= module.sharedStart && at < module.sharedEnd);
+}
+
+void checkShared(const char *what, const void *address) {
+  if (!isShared(address)) {
+    describe(CUDA_ERROR_INVALID_ADDRESS_SPACE, "%s: %p is not in shared memory",
+             what, address);
+    siglongjmp(ended, 1);
+  }
+  if ((uintptr_t)address % 16 != 0) {
+    describe(CUDA_ERROR_MISALIGNED_ADDRESS, "%s: %p is no multiple of 16", what,
+             address);
+    siglongjmp(ended, 1);
+  }
+}
+
+} // namespace
+
+void asaFail(int code, const char *text) {
+  describe(code, "%s", text);
+  siglongjmp(ended, 1);
+}
+
+void asaYield() { leave(); }
+
+void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
+             AsaMeeting *meeting) {
+  Thread &thread = self();
+  if (!(lanes & bitOf(thread))) {
+    describe(CUDA_ERROR_LAUNCH_FAILED, "%s: the lanes %08x are without its own", what, lanes);
+    siglongjmp(ended, 1);
+  }
+  thread.lanes = lanes;
+  thread.isWhole = isWhole;
+  thread.mine = mine;
+  thread.meeting = meeting;
+  if (!tryMeeting(thread)) wait(what);
+}
+
+AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
+  Barrier &barrier = barriers[id];
+  if (wanted == 0) wanted = count;
+  if (barrier.there == 0) {
+    barrier.what = what;
+    barrier.wanted = wanted;
+    barrier.votes = {0, 1, 0};
+  } else if (strcmp(barrier.what, what) != 0 || barrier.wanted != wanted) {
+    describe(CUDA_ERROR_LAUNCH_FAILED, "%s of %u threads: others wait at %s of %u", what, wanted,
+             barrier.what, barrier.wanted);
+    siglongjmp(ended, 1);
+  }
+  barrier.votes.any |= vote != 0;
+  barrier.votes.all &= vote != 0;
+  barrier.votes.count += vote != 0;
+  if (++barrier.there < wanted) {
+    barrier.threads.push_back(&self());
+    wait(what);
+    return barrier.result;
+  }
+  barrier.result = barrier.votes;
+  barrier.there = 0;
+  for (Thread *thread : barrier.threads) wake(*thread);
+  barrier.threads.clear();
+  return barrier.result;
+}
+
+void asaCopyAsync(void *shared, const void *global, bool valid) {
+  checkShared("cp.async", shared);
+  if (valid && (uintptr_t)global % 16 != 0) {
+    asaFail(CUDA_ERROR_MISALIGNED_ADDRESS, "cp.async: the source is no multiple of 16");
+  }
+  self().copies.push_back({shared, global, valid});
+}
+
+void asaCommitCopies() { self().groups.push_back(self().copies.size()); }
+
+void asaWaitForCopies(int pending) {
+  Thread &thread = self();
+  size_t open = thread.groups.size();
+  if (open <= (size_t)pending) return;
+  size_t done = open - pending;
+  size_t end = thread.groups[done - 1];
+  for (size_t n = 0; n < end; n++) {
+    const Copy &copy = thread.copies[n];
+    if (copy.valid) memcpy(copy.shared, copy.global, 16);
+    else memset(copy.shared, 0, 16);
+  }
+  thread.copies.erase(thread.copies.begin(), thread.copies.begin() + end);
+  thread.groups.erase(thread.groups.begin(), thread.groups.begin() + done);
+  for (size_t &group : thread.groups) group -= end;
+}
+
+void checkMatrixRow(const void *row) { checkShared("ldmatrix", row); }
+
+int runGrid(const Launch &wanted) {
+  makeMemory();
+  launch = &wanted;
+  status = 0;
+  asaThread = nullptr;
+  size_t alignment = wanted.module->sharedAlignment;
+  asaLaunch.shared = sharedArea - (wanted.sharedBytes + alignment - 1) / alignment * alignment;
+  asaLaunch.threads = wanted.threads;
+  asaLaunch.blocks = wanted.blocks;
+  count = wanted.threads.x * wanted.threads.y * wanted.threads.z;
+  FaultHandler handler;
+  if (sigsetjmp(ended, 1) == 0) {
+    bool isReversed = false;
+    uint3 &block = asaLaunch.block;
+    for (block.z = 0; block.z < wanted.blocks.z; block.z++) {
+      for (block.y = 0; block.y < wanted.blocks.y; block.y++) {
+        for (block.x = 0; block.x < wanted.blocks.x; block.x++) {
+          runBlock(isReversed);
+          isReversed = !isReversed;
+        }
+      }
+    }
+  }
+  launch = nullptr;
+  return status;
+}
+
+const char *launchFailure() { return words; }
+
+// What -fsanitize=alignment,bounds calls, with the place in the source.
+struct SourcePlace {
+  const char *file;
+  unsigned line, column;
+};
+
+extern "C" void __ubsan_handle_type_mismatch_v1(SourcePlace *place, void *address) {
+  describe(CUDA_ERROR_MISALIGNED_ADDRESS, "%s:%u: %p is misaligned for its type",
+           place->file, place->line, address);
+  siglongjmp(ended, 1);
+}
+
+extern "C" void __ubsan_handle_out_of_bounds(SourcePlace *place, unsigned long index) {
+  describe(CUDA_ERROR_ILLEGAL_ADDRESS, "%s:%u: index %ld is outside the array",
+           place->file, place->line, (long)index);
+  siglongjmp(ended, 1);
+}
