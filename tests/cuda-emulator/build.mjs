@@ -12,6 +12,7 @@ import {
   mkdtempSync,
   readFileSync,
   renameSync,
+  rmSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -65,7 +66,22 @@ export async function buildEmulator() {
   if (existsSync(folder)) return folder;
   mkdirSync(cache, { recursive: true });
   const made = mkdtempSync(join(cache, 'build-'));
-  const version = digest.readUInt32LE() % 2 ** 31;
+  try {
+    await buildLibraries(made, digest.readUInt32LE() % 2 ** 31);
+    renameSync(made, folder);
+  } catch (error) {
+    rmSync(made, { recursive: true });
+    // Another process may have been first.
+    if (!existsSync(folder)) throw error;
+  }
+  return folder;
+}
+
+/**
+ * @param {string} made where to
+ * @param {number} version told apart by caches of kernels
+ */
+async function buildLibraries(made, version) {
   await library(made, 'libcuda.so.1', ['simt.cpp', 'matrices.cpp', 'cuda.cpp']);
   await Promise.all([
     library(made, 'libnvrtc.so.13', ['nvrtc.cpp'], {
@@ -78,13 +94,6 @@ export async function buildEmulator() {
     ]),
   ]);
   for (const name of headers) copyFileSync(join(here, name), join(made, name));
-  try {
-    renameSync(made, folder);
-  } catch (error) {
-    // Another process was first.
-    if (!existsSync(folder)) throw error;
-  }
-  return folder;
 }
 
 /**

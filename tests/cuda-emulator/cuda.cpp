@@ -1,13 +1,13 @@
 // libcuda on host memory. Work is done as soon as it is enqueued, or kept where
 // its stream is captured.
 #include "emulator.h"
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <map>
-#include <memory>
 #include <set>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -16,13 +16,13 @@ namespace {
 
 using Work = std::function<int()>;
 
+constexpr int MAX_DYNAMIC_SHARED_BYTES = 8;
 constexpr size_t PAGE = 4096;
 constexpr size_t ALIGNMENT = 256;
 constexpr size_t TOTAL_BYTES = 8ull << 30;
 /** What new memory holds: NaN, -1. */
 constexpr int POISON = 0xff;
 constexpr unsigned char RED = 0xa5;
-constexpr size_t RED_ZONE = 256;
 
 struct Allocation {
   size_t bytes;
@@ -68,29 +68,24 @@ template <typename T> int drop(uint64_t handle) {
   return CUDA_SUCCESS;
 }
 
-bool isGuarded() {
-  const char *mode = getenv("CUDA_EMULATOR_GUARD");
-  return mode && strcmp(mode, "0") != 0;
-}
-
 /**
- * Behind it lies a page that nothing may touch where memory is guarded, else
- * bytes that are looked at when it is freed.
+ * Pages that nothing may touch lie before and behind it. Up to the next
+ * multiple of 256 there are bytes that are looked at when it is freed.
  */
 int allocate(uint64_t *out, size_t bytes) {
   if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   if (allocated + bytes > TOTAL_BYTES) return CUDA_ERROR_OUT_OF_MEMORY;
   size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  size_t used = (rounded + (isGuarded() ? 0 : RED_ZONE) + PAGE - 1) / PAGE * PAGE;
+  size_t used = (rounded + PAGE - 1) / PAGE * PAGE;
   size_t mapped = used + 2 * PAGE;
   char *base = (char *)mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   mprotect(base, PAGE, PROT_NONE);
   mprotect(base + PAGE + used, PAGE, PROT_NONE);
-  char *start = base + PAGE + (isGuarded() ? used - rounded : 0);
+  char *start = base + PAGE + used - rounded;
   memset(start, POISON, bytes);
-  memset(start + bytes, RED, base + PAGE + used - start - bytes);
+  memset(start + bytes, RED, rounded - bytes);
   allocations[(uintptr_t)start] = {bytes, base, mapped};
   allocated += bytes;
   *out = (uintptr_t)start;
@@ -106,7 +101,15 @@ bool isOverrun(uintptr_t start, const Allocation &allocation) {
   return false;
 }
 
-std::string overrun;
+/** The last failure in words. */
+int failed;
+std::string failure;
+
+int fail(int status, const std::string &text) {
+  failed = status;
+  failure = text;
+  return status;
+}
 
 int release(uint64_t address) {
   auto found = allocations.find(address);
@@ -117,8 +120,9 @@ int release(uint64_t address) {
   allocations.erase(found);
   allocated -= allocation.bytes;
   if (!isBad) return CUDA_SUCCESS;
-  overrun = "memory behind an allocation of " + std::to_string(allocation.bytes) + " bytes was written to";
-  return CUDA_ERROR_ILLEGAL_ADDRESS;
+  return fail(CUDA_ERROR_ILLEGAL_ADDRESS,
+              "memory behind an allocation of " +
+                  std::to_string(allocation.bytes) + " bytes was written to");
 }
 
 /** The bytes lie in one allocation. */
@@ -129,13 +133,40 @@ bool holds(uint64_t address, size_t bytes) {
   return address + bytes <= start + allocation.bytes;
 }
 
-int copy(uint64_t to, uint64_t from, size_t bytes, uint64_t stream, bool toDevice, bool fromDevice) {
-  return asaEnqueue((void *)stream, [=] {
-    if (toDevice && !holds(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
-    if (fromDevice && !holds(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+int copy(uint64_t to, uint64_t from, size_t bytes, uint64_t stream,
+         bool toDevice, bool fromDevice) {
+  return asaEnqueue((void *)stream, [=]() -> int {
+    bool fits = (!toDevice || holds(to, bytes)) && (!fromDevice || holds(from, bytes));
+    if (!fits) return fail(CUDA_ERROR_INVALID_VALUE, "a copy past its memory");
     memmove((void *)to, (void *)from, bytes);
     return CUDA_SUCCESS;
   });
+}
+
+/** What stands against a launch; empty for nothing. */
+std::string reasonAgainst(const Launch &launch, size_t sharedBytes) {
+  auto [gx, gy, gz] = launch.blocks;
+  auto [x, y, z] = launch.threads;
+  auto text = [](size_t number) { return std::to_string(number); };
+  if (gx - 1 >= (1u << 31) - 1 || gy - 1 >= 65535 || gz - 1 >= 65535) {
+    return "a grid of " + text(gx) + ", " + text(gy) + ", " + text(gz);
+  }
+  unsigned most = launch.kernel->mostThreads;
+  if (most == 0) most = 1024;
+  if (x * y * z - 1 >= most || z > 64) {
+    return "blocks of " + text(x) + ", " + text(y) + ", " + text(z) +
+           " threads, at most " + text(most) + " are allowed";
+  }
+  if (launch.sharedBytes > sharedBytes) {
+    return text(launch.sharedBytes) + " bytes of shared memory, " +
+           text(sharedBytes) + " were asked for";
+  }
+  size_t bytes = launch.arguments.size(), wanted = launch.kernel->argumentBytes;
+  // A structure may end in padding that is not sent.
+  if (bytes > wanted || bytes + 8 <= wanted) {
+    return text(bytes) + " bytes of arguments, it takes " + text(wanted);
+  }
+  return "";
 }
 
 } // namespace
@@ -187,10 +218,9 @@ int cuGetErrorName(int status, const char **text) {
   return CUDA_SUCCESS;
 }
 
-/** Of failures of kernels what happened. */
 int cuGetErrorString(int status, const char **text) {
-  *text = status == CUDA_ERROR_INVALID_VALUE || status < CUDA_ERROR_ILLEGAL_ADDRESS ? "no more is known"
-          : !overrun.empty() ? overrun.c_str() : launchFailure();
+  if (status != failed) return CUDA_ERROR_INVALID_VALUE;
+  *text = failure.c_str();
   return CUDA_SUCCESS;
 }
 
@@ -246,15 +276,15 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stre
   return copy(to, from, bytes, stream, true, true);
 }
 int cuMemsetD8Async(uint64_t to, unsigned value, size_t bytes, uint64_t stream) {
-  return asaEnqueue((void *)stream, [=] {
-    if (!holds(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return asaEnqueue((void *)stream, [=]() -> int {
+    if (!holds(to, bytes)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
     memset((void *)to, value, bytes);
     return CUDA_SUCCESS;
   });
 }
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, uint64_t stream) {
-  return asaEnqueue((void *)stream, [=] {
-    if (!holds(to, 4 * count)) return CUDA_ERROR_INVALID_VALUE;
+  return asaEnqueue((void *)stream, [=]() -> int {
+    if (!holds(to, 4 * count)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
     for (size_t n = 0; n < count; n++) ((unsigned *)to)[n] = value;
     return CUDA_SUCCESS;
   });
@@ -315,12 +345,16 @@ int cuModuleLoadData(uint64_t *out, const unsigned char *image) {
   // The loader takes files of one name for one library.
   char path[] = "/tmp/asa-cuda-emulator-XXXXXX";
   int file = mkstemp(path);
-  bool isWritten = file >= 0 && write(file, image, bytes) == (ssize_t)bytes;
+  if (file < 0) return fail(CUDA_ERROR_INVALID_IMAGE, strerror(errno));
+  bool isWritten = write(file, image, bytes) == (ssize_t)bytes;
   void *library = isWritten ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
-  if (isWritten && !library) fprintf(stderr, "cuda-emulator: %s\n", dlerror());
-  if (file >= 0) close(file), unlink(path);
-  if (!library) return CUDA_ERROR_INVALID_IMAGE;
-  return give(out, new Module{library, (const AsaModule *)dlsym(library, "asaModule")});
+  close(file);
+  unlink(path);
+  if (!library) {
+    return fail(CUDA_ERROR_INVALID_IMAGE, isWritten ? dlerror() : strerror(errno));
+  }
+  auto *facts = (const AsaModule *)dlsym(library, "asaModule");
+  return give(out, new Module{library, facts});
 }
 int cuModuleUnload(uint64_t handle) {
   Module *module = find<Module>(handle);
@@ -328,22 +362,26 @@ int cuModuleUnload(uint64_t handle) {
   dlclose(module->library);
   return drop<Module>(handle);
 }
-/** Functions are kept: graphs may still launch them. */
 int cuModuleGetFunction(uint64_t *out, uint64_t handle, const char *name) {
   Module *module = find<Module>(handle);
   if (!module) return CUDA_ERROR_INVALID_HANDLE;
   std::string symbol = std::string("asaKernel_") + name;
   auto *kernel = (const AsaKernel *)dlsym(module->library, symbol.c_str());
-  if (!kernel) return CUDA_ERROR_NOT_FOUND;
+  if (!kernel) return fail(CUDA_ERROR_NOT_FOUND, "there is no such kernel");
   return give(out, new Function{name, kernel, module->facts});
 }
 int cuFuncSetAttribute(uint64_t handle, int attribute, int value) {
   Function *function = find<Function>(handle);
   if (!function) return CUDA_ERROR_INVALID_HANDLE;
-  if (attribute != 8) return CUDA_SUCCESS;
-  const AsaModule &module = *function->module;
+  if (attribute != MAX_DYNAMIC_SHARED_BYTES) return CUDA_SUCCESS;
   // Static memory is of the same 227 KiB.
-  if (value + (module.sharedEnd - module.sharedStart) > (long)SHARED_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  const AsaModule &module = *function->module;
+  size_t taken = module.sharedEnd - module.sharedStart;
+  if (value + taken > SHARED_BYTES) {
+    return fail(CUDA_ERROR_INVALID_VALUE, function->name + ": " +
+                std::to_string(value) + " bytes of shared memory beside " +
+                std::to_string(taken));
+  }
   function->sharedBytes = value;
   return CUDA_SUCCESS;
 }
@@ -354,22 +392,22 @@ int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
                    uint64_t stream, void **single, void **packed) {
   Function *function = find<Function>(handle);
   if (!function) return CUDA_ERROR_INVALID_HANDLE;
-  if (single || !packed || packed[0] != (void *)1 || packed[2] != (void *)2) return CUDA_ERROR_INVALID_VALUE;
-  size_t bytes = *(size_t *)packed[3];
-  const AsaKernel &kernel = *function->kernel;
-  uint64_t count = (uint64_t)x * y * z;
-  unsigned most = kernel.mostThreads ? kernel.mostThreads : 1024;
-  bool fits = gx > 0 && gx < 1u << 31 && gy > 0 && gy <= 65535 && gz > 0 && gz <= 65535 &&
-              count > 0 && count <= most && sharedBytes <= function->sharedBytes &&
-              bytes >= kernel.argumentBytes && bytes < kernel.argumentBytes + 8;
-  if (!fits) {
-    fprintf(stderr, "cuda-emulator: %s: blocks %u %u %u, threads %u %u %u of %u, shared %u of %zu, argument bytes %zu for %u\n",
-            function->name.c_str(), gx, gy, gz, x, y, z, most, sharedBytes, function->sharedBytes, bytes, kernel.argumentBytes);
-    return CUDA_ERROR_INVALID_VALUE;
+  if (single || packed[0] != (void *)1 || packed[2] != (void *)2) {
+    return fail(CUDA_ERROR_INVALID_VALUE, "arguments must be packed");
   }
   const char *arguments = (const char *)packed[1];
-  Launch launch = {function->name, function->kernel, function->module, {gx, gy, gz}, {x, y, z}, sharedBytes, {arguments, arguments + bytes}};
-  return asaEnqueue((void *)stream, [launch] { return runGrid(launch); });
+  size_t bytes = *(size_t *)packed[3];
+  Launch launch = {function->name, function->kernel, function->module,
+                   {gx, gy, gz}, {x, y, z}, sharedBytes,
+                   {arguments, arguments + bytes}};
+  std::string reason = reasonAgainst(launch, function->sharedBytes);
+  if (!reason.empty()) {
+    return fail(CUDA_ERROR_INVALID_VALUE, function->name + ": " + reason);
+  }
+  return asaEnqueue((void *)stream, [launch] {
+    int status = runGrid(launch);
+    return status == CUDA_SUCCESS ? status : fail(status, launchFailure());
+  });
 }
 
 } // extern "C"

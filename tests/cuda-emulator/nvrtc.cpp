@@ -69,6 +69,28 @@ std::string entries(const std::string &text) {
   return all;
 }
 
+/** Fused multiplication and addition, as the real compiler makes of them. */
+std::string fused() {
+#ifdef __x86_64__
+  return __builtin_cpu_supports("fma") ? " -mfma" : "";
+#else
+  return "";
+#endif
+}
+
+/**
+ * No start files and no names that libraries share: what is not initialised is
+ * shared memory, and nothing else.
+ */
+const char *const FLAGS =
+    " -O2 -fPIC -shared -nostdinc++ -nostartfiles -nodefaultlibs"
+    " -fvisibility=hidden -fno-gnu-unique -fno-exceptions -fno-rtti"
+    " -fno-stack-protector -fcf-protection=none"
+    // As loose as the real compiler is.
+    " -fno-strict-aliasing -fno-math-errno -fno-trapping-math"
+    " -fsanitize=alignment,bounds"
+    " -Wno-unknown-pragmas -Wno-attributes -Werror=return-type";
+
 std::string quoted(const std::string &text) { return "'" + text + "'"; }
 
 /** `-DT=f16` stands behind the emulator's header, which has names of its own. */
@@ -98,13 +120,10 @@ int compile(Program &program, const std::vector<std::string> &options) {
   }
   writeFile(folder + "/kernel.cpp", definitions + "#line 1 \"" + program.name + "\"\n" +
             rewrite(program.source) + entries(whole));
-  std::string command = "cd " + folder + " && " CXX " " + quoted(standard) +
-      " -O2 -fPIC -shared -g0 -nostdinc++ -nostartfiles -nodefaultlibs"
-      " -fvisibility=hidden -fno-gnu-unique -fno-exceptions -fno-rtti"
-      " -fno-stack-protector -fno-strict-aliasing -fcf-protection=none -fno-math-errno -fno-trapping-math"
-      " -fsanitize=alignment,bounds -Wno-unknown-pragmas -Wno-attributes -Werror=return-type"
-      " -include " + quoted(here + "/cuda-emulation.h") + " -I. -o kernel.so kernel.cpp " +
-      quoted(here + "/libcuda.so.1") + " -lm -lc -lgcc 2> log";
+  std::string command = "cd " + folder + " && " CXX " " + quoted(standard) + FLAGS +
+      fused() + " -I. -include " + quoted(here + "/cuda-emulation.h") +
+      " -o kernel.so kernel.cpp " + quoted(here + "/libcuda.so.1") +
+      " -lm -lc -lgcc 2> log";
   int status = std::system(command.c_str());
   program.log = readFile(folder + "/log");
   if (status == 0) program.code = readFile(folder + "/kernel.so");

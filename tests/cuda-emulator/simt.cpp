@@ -70,20 +70,22 @@ Thread &self() { return static_cast<Thread &>(*asaThread); }
 Warp &warpOf(const Thread &thread) { return warps[thread.number / 32]; }
 unsigned bitOf(const Thread &thread) { return 1u << thread.number % 32; }
 
-void describe(int code, const char *format, ...) {
+/** Ends the launch; says where in the grid it happened. */
+[[noreturn]] void fail(int code, const char *format, ...) {
   status = code;
+  const uint3 &block = asaLaunch.block;
   int at = snprintf(words, sizeof words, "kernel %s, block (%u, %u, %u), ",
-                    launch->name.c_str(), asaLaunch.block.x, asaLaunch.block.y,
-                    asaLaunch.block.z);
+                    launch->name.c_str(), block.x, block.y, block.z);
   if (asaThread) {
-    const uint3 &i = asaThread->index;
-    at += snprintf(words + at, sizeof words - at, "thread (%u, %u, %u): ", i.x,
-                   i.y, i.z);
+    const uint3 &index = asaThread->index;
+    at += snprintf(words + at, sizeof words - at, "thread (%u, %u, %u): ",
+                   index.x, index.y, index.z);
   }
   va_list rest;
   va_start(rest, format);
   vsnprintf(words + at, sizeof words - at, format, rest);
   va_end(rest);
+  siglongjmp(ended, 1);
 }
 
 /** Lets the scheduler go on; returns when this thread's turn comes again. */
@@ -109,7 +111,8 @@ void wake(Thread &thread) {
 bool tryMeeting(Thread &first) {
   Warp &warp = warpOf(first);
   Thread *base = &threads[first.number / 32 * 32];
-  unsigned wanted = first.isWhole ? first.lanes : first.lanes & warp.present & ~warp.returned;
+  unsigned wanted = first.lanes;
+  if (!first.isWhole) wanted &= warp.present & ~warp.returned;
   void *all[32] = {};
   for (unsigned left = wanted; left; left &= left - 1) {
     Thread &lane = base[__builtin_ctz(left)];
@@ -156,7 +159,7 @@ void body() {
     text += " " + std::to_string(number) + " at " + at + ",";
   }
   text.back() = ' ';
-  asaFail(CUDA_ERROR_LAUNCH_FAILED, text.c_str());
+  fail(CUDA_ERROR_LAUNCH_FAILED, "%s", text.c_str());
 }
 
 void openBlock() {
@@ -228,10 +231,14 @@ void makeMemory() {
 }
 
 void onFault(int, siginfo_t *info, void *) {
+  long behind = (char *)info->si_addr - sharedArea;
+  if (behind >= 0 && behind < (long)PAGE) {
+    fail(CUDA_ERROR_ILLEGAL_ADDRESS,
+         "an address %ld bytes behind the end of dynamic shared memory", behind);
+  }
   char where[256];
   sayWhere(info->si_addr, where, sizeof where);
-  describe(CUDA_ERROR_ILLEGAL_ADDRESS, "%s", where);
-  siglongjmp(ended, 1);
+  fail(CUDA_ERROR_ILLEGAL_ADDRESS, "%s", where);
 }
 
 /** Faults are the kernel's while it runs, else the process's own. */
@@ -269,23 +276,16 @@ bool isShared(const void *address) {
 
 void checkShared(const char *what, const void *address) {
   if (!isShared(address)) {
-    describe(CUDA_ERROR_INVALID_ADDRESS_SPACE, "%s: %p is not in shared memory",
+    fail(CUDA_ERROR_INVALID_ADDRESS_SPACE, "%s: %p is not in shared memory",
              what, address);
-    siglongjmp(ended, 1);
   }
   if ((uintptr_t)address % 16 != 0) {
-    describe(CUDA_ERROR_MISALIGNED_ADDRESS, "%s: %p is no multiple of 16", what,
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "%s: %p is no multiple of 16", what,
              address);
-    siglongjmp(ended, 1);
   }
 }
 
 } // namespace
-
-void asaFail(int code, const char *text) {
-  describe(code, "%s", text);
-  siglongjmp(ended, 1);
-}
 
 void asaYield() { leave(); }
 
@@ -293,8 +293,8 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
              AsaMeeting *meeting) {
   Thread &thread = self();
   if (!(lanes & bitOf(thread))) {
-    describe(CUDA_ERROR_LAUNCH_FAILED, "%s: the lanes %08x are without its own", what, lanes);
-    siglongjmp(ended, 1);
+    fail(CUDA_ERROR_LAUNCH_FAILED, "%s: the lanes %08x are without its own",
+         what, lanes);
   }
   thread.lanes = lanes;
   thread.isWhole = isWhole;
@@ -311,9 +311,9 @@ AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
     barrier.wanted = wanted;
     barrier.votes = {0, 1, 0};
   } else if (strcmp(barrier.what, what) != 0 || barrier.wanted != wanted) {
-    describe(CUDA_ERROR_LAUNCH_FAILED, "%s of %u threads: others wait at %s of %u", what, wanted,
-             barrier.what, barrier.wanted);
-    siglongjmp(ended, 1);
+    fail(CUDA_ERROR_LAUNCH_FAILED,
+         "%s of %u threads: others wait at %s of %u", what, wanted,
+         barrier.what, barrier.wanted);
   }
   barrier.votes.any |= vote != 0;
   barrier.votes.all &= vote != 0;
@@ -333,7 +333,8 @@ AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
 void asaCopyAsync(void *shared, const void *global, bool valid) {
   checkShared("cp.async", shared);
   if (valid && (uintptr_t)global % 16 != 0) {
-    asaFail(CUDA_ERROR_MISALIGNED_ADDRESS, "cp.async: the source is no multiple of 16");
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "cp.async: %p is no multiple of 16",
+         global);
   }
   self().copies.push_back({shared, global, valid});
 }
@@ -364,7 +365,8 @@ int runGrid(const Launch &wanted) {
   status = 0;
   asaThread = nullptr;
   size_t alignment = wanted.module->sharedAlignment;
-  asaLaunch.shared = sharedArea - (wanted.sharedBytes + alignment - 1) / alignment * alignment;
+  size_t room = (wanted.sharedBytes + alignment - 1) / alignment * alignment;
+  asaLaunch.shared = sharedArea - room;
   asaLaunch.threads = wanted.threads;
   asaLaunch.blocks = wanted.blocks;
   count = wanted.threads.x * wanted.threads.y * wanted.threads.z;
@@ -394,13 +396,11 @@ struct SourcePlace {
 };
 
 extern "C" void __ubsan_handle_type_mismatch_v1(SourcePlace *place, void *address) {
-  describe(CUDA_ERROR_MISALIGNED_ADDRESS, "%s:%u: %p is misaligned for its type",
+  fail(CUDA_ERROR_MISALIGNED_ADDRESS, "%s:%u: %p is misaligned for its type",
            place->file, place->line, address);
-  siglongjmp(ended, 1);
 }
 
 extern "C" void __ubsan_handle_out_of_bounds(SourcePlace *place, unsigned long index) {
-  describe(CUDA_ERROR_ILLEGAL_ADDRESS, "%s:%u: index %ld is outside the array",
+  fail(CUDA_ERROR_ILLEGAL_ADDRESS, "%s:%u: index %ld is outside the array",
            place->file, place->line, (long)index);
-  siglongjmp(ended, 1);
 }

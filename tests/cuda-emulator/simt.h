@@ -59,8 +59,6 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
 AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote);
 /** Lets other threads run. */
 void asaYield();
-/** Ends the launch with a status of CUDA and a text. */
-[[noreturn]] void asaFail(int status, const char *text);
 
 AsaMeeting asaMmaHalf, asaMmaBfloat, asaLoadMatrices, asaLoadMatricesTransposed;
 float asaFloatOfHalf(unsigned short x);

@@ -1,0 +1,185 @@
+/** That the emulator sees what it is there to see. */
+import { afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type {
+  CudaPointer,
+  CudaStream,
+} from '../../packages/backend-gpu/src/cuda/bindings';
+import { NativeMemory } from '../../packages/backend-gpu/src/cuda/bindings';
+import { headers } from '../../packages/backend-gpu/src/cuda/kernels/sources';
+import { whyNoEmulator } from './build.mjs';
+import { loadEmulator } from './open';
+
+type Emulator = Awaited<ReturnType<typeof loadEmulator>>;
+
+interface Run {
+  readonly blocks?: number;
+  readonly threads?: number;
+  readonly shared?: number;
+  /** Words that the kernel's one pointer points to. */
+  readonly words?: number;
+}
+
+const reason = whyNoEmulator();
+
+describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
+  let emulator: Emulator;
+  let stream: CudaStream;
+
+  beforeAll(async () => {
+    emulator = await loadEmulator();
+    stream = emulator.driver.createStream();
+  }, 120_000);
+
+  afterEach(async () => {
+    // A failure ends a driver.
+    emulator = await loadEmulator();
+  });
+
+  /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */
+  function run(body: string, options: Run = {}): Uint32Array {
+    const { blocks = 1, threads = 64, shared = 0, words = threads } = options;
+    const { driver } = emulator;
+    const kernel = load(body);
+    const bytes = 4 * words;
+    const x = driver.allocate(bytes) as CudaPointer;
+    const host = new NativeMemory(bytes);
+    new DataView(
+      driver.argumentBytes.buffer,
+      driver.argumentBytes.byteOffset,
+    ).setBigUint64(0, BigInt(x), true);
+    driver.launch(kernel, [blocks], [threads], shared, 8, stream);
+    driver.copyToHost(host.address, x, bytes, stream);
+    const result = new Uint32Array(host.bytes.slice().buffer);
+    host.free();
+    driver.free(x);
+    return result;
+  }
+
+  function load(body: string) {
+    const { driver, compiler } = emulator;
+    const source = `#include "common.cuh"
+extern "C" __global__ void kernel(unsigned *x) {
+  unsigned i = threadIdx.x;
+  ${body}
+}`;
+    const request = { name: 'kernel.cu', source, headers, options: [] };
+    return driver.functionOf(
+      driver.loadModule(compiler.compile(request)),
+      'kernel',
+    );
+  }
+
+  test('runs threads, warps and blocks', () => {
+    const sums = run(
+      'x[blockIdx.x * 64 + i] = blockSum(i) + warpSum(1u) + blockIdx.x;',
+      { blocks: 2, words: 128 },
+    );
+    expect(sums).toEqual(
+      Uint32Array.from({ length: 128 }, (_, n) => 2016 + 32 + (n < 64 ? 0 : 1)),
+    );
+  });
+
+  test('says what does not compile, and where', () => {
+    expect(() => run('y[i] = 1;')).toThrow(/kernel\.cu:4:3: error: ‘y’/);
+  });
+
+  test.each([
+    [
+      'threads that returned before a barrier',
+      'if (i < 16) return; __syncthreads();',
+      /block \(0, 0, 0\), no thread can go on: 16 at its end, 48 at __syncthreads/,
+    ],
+    [
+      'lanes at a barrier that others shuffle without',
+      'if (i < 8) __syncthreads(); else x[i] = warpSum(i);',
+      /8 at __syncthreads, 24 at __shfl_xor_sync, 32 at its end/,
+    ],
+    [
+      'two kinds of barrier',
+      'if (i < 32) __syncthreads(); else x[i] = __syncthreads_or(i);',
+      /__syncthreads_or of 64 threads: others wait at __syncthreads/,
+    ],
+    [
+      'a product of matrices by half a warp',
+      'float d[4] = {}; unsigned a[4] = {}; if (i % 32 < 16) mmaHalf(d, a, 0, 0);',
+      /at mma/,
+    ],
+    [
+      'an index outside an array',
+      '__shared__ int known[8]; x[i] = known[i];',
+      /thread \(8, 0, 0\): kernel\.cu:4: index 8 is outside the array/,
+    ],
+    [
+      'an address that is not aligned',
+      'if (i > 0) x[4 * i % 64] = ((const int4 *)(x + 1))->x;',
+      /CUDA_ERROR_MISALIGNED_ADDRESS, .* is misaligned for its type/,
+    ],
+    [
+      'memory far from any',
+      '*(volatile unsigned *)(16ul * i) = 1;',
+      /CUDA_ERROR_ILLEGAL_ADDRESS, kernel kernel, .* an illegal address/,
+    ],
+    [
+      'what lies behind dynamic shared memory',
+      'extern __shared__ int4 memory[]; x[i] = memory[i].x;',
+      /thread \(8, 0, 0\): an address 0 bytes behind the end of dynamic/,
+    ],
+  ])('reports %s', (_, body, message) => {
+    expect(() => run(body, { shared: 128 })).toThrow(message);
+    expect(() => emulator.driver.checkAlive()).toThrow(/device was lost/);
+  });
+
+  test('refuses launches that a card refuses', () => {
+    expect(() => run('', { threads: 1056 })).toThrow(/at most 1024/);
+    expect(() => run('', { shared: 50_000 })).toThrow(/50000 bytes of shared/);
+  });
+
+  test('finds a write behind memory at once', () => {
+    expect(() => run('x[i + 1] = i;')).toThrow(
+      /thread \(63, 0, 0\): an address 0 bytes behind an allocation of 256 bytes/,
+    );
+  });
+
+  test('finds one that its alignment hides when it is freed', () => {
+    expect(() => run('x[i + 2] = i;', { words: 65 })).toThrow(
+      /cuMemFree: .* behind an allocation of 260 bytes was written to/,
+    );
+  });
+
+  test('shows that a barrier is missing', () => {
+    const body = (barrier: string) => `
+      __shared__ unsigned all[64];
+      all[i] = i;
+      ${barrier}
+      x[blockIdx.x * 64 + i] = all[63 - i] + all[i];`;
+    const options = { blocks: 2, words: 128 };
+    const whole = new Uint32Array(128).fill(63);
+    expect(run(body('__syncthreads();'), options)).toEqual(whole);
+    const [first, second] = [0, 64].map((start) =>
+      run(body(''), options).slice(start, start + 64),
+    );
+    expect(first).not.toEqual(whole.slice(64));
+    expect(second).not.toEqual(whole.slice(64));
+  });
+
+  test('copies behind the thread only when it waits for them', () => {
+    const body = (wait: string) => `
+      extern __shared__ int4 memory[];
+      unsigned *words = (unsigned *)memory;
+      for (int n = 0; n < 4; n++) x[4 * i + n] = 4 * i + n;
+      cpAsync16(memory + i, x + 4 * i, true);
+      cpAsyncCommit();
+      cpAsync16(memory + 64 + i, x, false);
+      cpAsyncCommit();
+      ${wait}
+      x[4 * i] = words[4 * i + 1];
+      x[4 * i + 1] = words[256 + 4 * i];`;
+    const options = { shared: 2048, words: 256 };
+    const none = 0xffffffff;
+    expect([...run(body(''), options).slice(4, 6)]).toEqual([none, none]);
+    const one = run(body('cpAsyncWait<1>();'), options);
+    expect([...one.slice(4, 6)]).toEqual([5, none]);
+    const both = run(body('cpAsyncWait<0>();'), options);
+    expect([...both.slice(4, 6)]).toEqual([5, 0]);
+  });
+});
