@@ -41,9 +41,9 @@ struct Thread : AsaThread {
   std::vector<size_t> groups;
 };
 
-/** Lanes as bits. */
+/** Lanes as bits: those that can run, wait for others, let others go first. */
 struct Warp {
-  unsigned present, ready, returned;
+  unsigned present, ready, meeting, yielded, returned;
 };
 
 struct Barrier {
@@ -58,6 +58,11 @@ Warp warps[MOST_THREADS / 32];
 Barrier barriers[BARRIERS];
 unsigned count;
 Fiber scheduler;
+/**
+ * Every other block goes from the last thread to the first, so that no order of
+ * threads hides that a barrier is missing.
+ */
+bool isReversed;
 const Launch *launch;
 char *sharedArea;
 
@@ -88,17 +93,28 @@ unsigned bitOf(const Thread &thread) { return 1u << thread.number % 32; }
   siglongjmp(ended, 1);
 }
 
-/** Lets the scheduler go on; returns when this thread's turn comes again. */
+/** Of some lanes the one whose turn is first. */
+unsigned firstOf(unsigned lanes) {
+  return isReversed ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes);
+}
+
+/** The warp's next lane runs, or the scheduler; returns at this one's turn. */
 void leave() {
   Thread &thread = self();
-  Fiber::change(thread.fiber, scheduler);
+  Warp &warp = warpOf(thread);
+  warp.ready &= ~bitOf(thread);
+  if (warp.ready == 0) {
+    Fiber::change(thread.fiber, scheduler);
+  } else {
+    Thread &next = threads[thread.number / 32 * 32 + firstOf(warp.ready)];
+    asaThread = &next;
+    Fiber::change(thread.fiber, next.fiber);
+  }
   asaThread = &thread;
 }
 
 void wait(const char *what) {
-  Thread &thread = self();
-  thread.waitsAt = what;
-  warpOf(thread).ready &= ~bitOf(thread);
+  self().waitsAt = what;
   leave();
 }
 
@@ -110,21 +126,20 @@ void wake(Thread &thread) {
 /** Holds the meeting of this thread's lanes if all are there. */
 bool tryMeeting(Thread &first) {
   Warp &warp = warpOf(first);
-  Thread *base = &threads[first.number / 32 * 32];
   unsigned wanted = first.lanes;
   if (!first.isWhole) wanted &= warp.present & ~warp.returned;
+  if (wanted & ~warp.meeting) return false;
+  Thread *base = &threads[first.number / 32 * 32];
   void *all[32] = {};
   for (unsigned left = wanted; left; left &= left - 1) {
     Thread &lane = base[__builtin_ctz(left)];
-    if (!(warp.present & bitOf(lane))) return false;
     if (lane.meeting != first.meeting || lane.lanes != first.lanes) return false;
     all[lane.number % 32] = lane.mine;
   }
   first.meeting(all);
+  warp.meeting &= ~wanted;
   for (unsigned left = wanted; left; left &= left - 1) {
-    Thread &lane = base[__builtin_ctz(left)];
-    lane.meeting = nullptr;
-    wake(lane);
+    wake(base[__builtin_ctz(left)]);
   }
   return true;
 }
@@ -133,15 +148,17 @@ void body() {
   launch->kernel->run(launch->arguments.data());
   Thread &thread = self();
   Warp &warp = warpOf(thread);
-  warp.ready &= ~bitOf(thread);
   warp.returned |= bitOf(thread);
-  thread.waitsAt = "its end";
   // Those who waited for this lane need not any more.
-  for (unsigned lane = 0; lane < 32; lane++) {
-    Thread &other = threads[thread.number / 32 * 32 + lane];
-    if ((warp.present >> lane & 1) && other.meeting) tryMeeting(other);
+  while (unsigned waiting = warp.meeting) {
+    while (waiting) {
+      Thread &other = threads[thread.number / 32 * 32 + __builtin_ctz(waiting)];
+      waiting &= waiting - 1;
+      if (tryMeeting(other)) break;
+    }
+    if (!waiting) break;
   }
-  leave();
+  wait("its end");
 }
 
 [[noreturn]] void stuck() {
@@ -166,7 +183,7 @@ void openBlock() {
   for (Barrier &barrier : barriers) barrier = {};
   for (unsigned w = 0; w < (count + 31) / 32; w++) {
     unsigned lanes = count - 32 * w >= 32 ? ~0u : (1u << count % 32) - 1;
-    warps[w] = {lanes, lanes, 0};
+    warps[w] = {lanes, lanes, 0, 0, 0};
   }
   for (unsigned n = 0; n < count; n++) {
     Thread &thread = threads[n];
@@ -175,7 +192,6 @@ void openBlock() {
     const dim3 &size = asaLaunch.threads;
     thread.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
     thread.waitsAt = nullptr;
-    thread.meeting = nullptr;
     thread.copies.clear();
     thread.groups.clear();
   }
@@ -185,33 +201,30 @@ void openBlock() {
   memset(module.sharedStart, 0xff, module.sharedEnd - module.sharedStart);
 }
 
-/**
- * Every other block goes from the last thread to the first, so that no order of
- * threads hides that a barrier is missing.
- */
-void runBlock(bool isReversed) {
+/** Runs what can run of a warp; whether that was anything. */
+bool runWarp(unsigned number) {
+  Warp &warp = warps[number];
+  warp.ready |= warp.yielded;
+  warp.yielded = 0;
+  if (warp.ready == 0) return false;
+  Thread &first = threads[number * 32 + firstOf(warp.ready)];
+  asaThread = &first;
+  Fiber::change(scheduler, first.fiber);
+  return true;
+}
+
+void runBlock() {
   openBlock();
   unsigned total = (count + 31) / 32;
   for (bool goesOn = true; goesOn;) {
     goesOn = false;
-    unsigned done = 0;
     for (unsigned n = 0; n < total; n++) {
-      Warp &warp = warps[isReversed ? total - 1 - n : n];
-      unsigned turn = warp.ready;
-      goesOn |= turn != 0;
-      while (turn) {
-        int lane = isReversed ? 31 - __builtin_clz(turn) : __builtin_ctz(turn);
-        turn &= ~(1u << lane);
-        Thread &thread = threads[(&warp - warps) * 32 + lane];
-        asaThread = &thread;
-        Fiber::change(scheduler, thread.fiber);
-        if (!turn) turn = warp.ready;
-      }
-      done += warp.returned == warp.present;
+      goesOn |= runWarp(isReversed ? total - 1 - n : n);
     }
-    if (done == total) return;
   }
-  stuck();
+  for (unsigned w = 0; w < total; w++) {
+    if (warps[w].returned != warps[w].present) stuck();
+  }
 }
 
 /** Stacks and shared memory, each before a page that nothing may touch. */
@@ -287,7 +300,10 @@ void checkShared(const char *what, const void *address) {
 
 } // namespace
 
-void asaYield() { leave(); }
+void asaYield() {
+  warpOf(self()).yielded |= bitOf(self());
+  leave();
+}
 
 void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
              AsaMeeting *meeting) {
@@ -300,6 +316,7 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
   thread.isWhole = isWhole;
   thread.mine = mine;
   thread.meeting = meeting;
+  warpOf(thread).meeting |= bitOf(thread);
   if (!tryMeeting(thread)) wait(what);
 }
 
@@ -372,12 +389,12 @@ int runGrid(const Launch &wanted) {
   count = wanted.threads.x * wanted.threads.y * wanted.threads.z;
   FaultHandler handler;
   if (sigsetjmp(ended, 1) == 0) {
-    bool isReversed = false;
+    isReversed = false;
     uint3 &block = asaLaunch.block;
     for (block.z = 0; block.z < wanted.blocks.z; block.z++) {
       for (block.y = 0; block.y < wanted.blocks.y; block.y++) {
         for (block.x = 0; block.x < wanted.blocks.x; block.x++) {
-          runBlock(isReversed);
+          runBlock();
           isReversed = !isReversed;
         }
       }
