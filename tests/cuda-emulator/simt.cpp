@@ -150,13 +150,9 @@ void body() {
   Warp &warp = warpOf(thread);
   warp.returned |= bitOf(thread);
   // Those who waited for this lane need not any more.
-  while (unsigned waiting = warp.meeting) {
-    while (waiting) {
-      Thread &other = threads[thread.number / 32 * 32 + __builtin_ctz(waiting)];
-      waiting &= waiting - 1;
-      if (tryMeeting(other)) break;
-    }
-    if (!waiting) break;
+  for (unsigned lane = 0; lane < 32; lane++) {
+    bool isWaiting = warp.meeting >> lane & 1;
+    if (isWaiting) tryMeeting(threads[thread.number / 32 * 32 + lane]);
   }
   wait("its end");
 }
