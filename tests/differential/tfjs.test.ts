@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { openCpu } from '@asa/backend-cpu';
 import { openTfjs, type TfjsBackend } from '@asa/backend-gpu/tfjs';
 import {
@@ -7,9 +9,11 @@ import {
   type OperatorName,
   operators,
 } from '@asa/core';
-import { differential } from '@asa/core/verify';
+import { openFolder } from '@asa/core/node';
+import { differential, verifyAll } from '@asa/core/verify';
 import * as tf from '@tensorflow/tfjs-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import '../unit/backend-gpu/software-gpu';
 import {
   gla,
   gqa,
@@ -21,7 +25,17 @@ import {
   tinyModel,
 } from '../unit/engine/tiny-models';
 
-const CASES = 20;
+/**
+ * Engines, and cases of an operator. On WebGPU each case compiles kernels for
+ * its shapes, which only the system's adapter does fast enough.
+ */
+const engines =
+  process.env.ASA_WEBGPU === 'system'
+    ? ([['webgpu', 6]] as const)
+    : ([
+        ['wasm', 20],
+        ['cpu', 20],
+      ] as const);
 
 const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
 const models = [
@@ -50,12 +64,17 @@ async function continued(backend: Backend, config: ModelConfig) {
   return tokens;
 }
 
-describe.each(['wasm', 'cpu'] as const)('TensorFlow.js, %s', (engine) => {
+const golden = fileURLToPath(
+  new URL('../../../shared/golden', import.meta.url),
+);
+const noGolden = existsSync(golden) ? '' : '../shared/golden is not there';
+
+describe.each(engines)('TensorFlow.js, %s', (engine, cases) => {
   let backend: TfjsBackend;
   let reference: Backend;
 
   beforeAll(async () => {
-    backend = await openTfjs({ engine });
+    backend = await openTfjs({ engine, software: true });
     reference = await openCpu({ poison: true });
   });
 
@@ -83,12 +102,30 @@ describe.each(['wasm', 'cpu'] as const)('TensorFlow.js, %s', (engine) => {
         { backend, reference },
         operator,
         'f32',
-        { seed: 5, cases: CASES },
+        { seed: 5, cases: operator === 'cast' ? 40 : cases },
       );
       expect(outcome.detail).toBeUndefined();
       expect(outcome.cases).toBeGreaterThan(0);
       if (operator !== 'cast') expect(outcome.missing).toBe(0);
       expect(tf.memory().numTensors).toBe(before);
+    },
+  );
+
+  test.skipIf(noGolden)(
+    `gives the results of other implementations ${noGolden}`,
+    { timeout: 300_000 },
+    async () => {
+      const report = await verifyAll({
+        backend,
+        reference,
+        golden: await openFolder(golden),
+        suites: ['golden'],
+      });
+      const wrong = report.rows.filter(
+        ({ status }) => status !== 'ok' && status !== 'skipped',
+      );
+      expect(wrong).toEqual([]);
+      expect(report.counts.ok).toBeGreaterThan(100);
     },
   );
 });
