@@ -1,4 +1,5 @@
-import { loadGpu } from '../webgpu/loader';
+import { firstLine } from '../first-line';
+import { offerGpu } from '../webgpu/loader';
 import { explainWebGpu } from '../webgpu/open';
 
 /** What `engines` load is given, so that tests can stand in for it. */
@@ -72,32 +73,10 @@ export const engines: readonly Engine[] = [
 /** Newer ones lack what its native part calls. */
 const newestForNodeGpu = 22;
 
-async function offerGpu(): Promise<void> {
-  const gpu = await loadGpu();
-  const holder = globalThis as { navigator?: object };
-  if (!holder.navigator) {
-    Object.defineProperty(globalThis, 'navigator', {
-      value: { gpu },
-      configurable: true,
-      writable: true,
-    });
-  } else if (!('gpu' in holder.navigator)) {
-    Object.defineProperty(holder.navigator, 'gpu', {
-      value: gpu,
-      configurable: true,
-    });
-  }
-}
-
 function isMissing(error: unknown): boolean {
   const code = (error as { code?: string } | undefined)?.code;
   return (
     (code === 'ERR_MODULE_NOT_FOUND' || code === 'MODULE_NOT_FOUND') &&
     String(error).includes('@tensorflow/tfjs-node-gpu')
   );
-}
-
-export function firstLine(error: unknown): string {
-  const text = error instanceof Error ? error.message : String(error);
-  return text.split('\n')[0] ?? text;
 }

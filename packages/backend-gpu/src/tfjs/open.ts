@@ -1,6 +1,7 @@
 import { UnsupportedError } from '@asa/core';
 import * as tf from '@tensorflow/tfjs-core';
-import { type Engine, type EngineHost, engines, firstLine } from './engines';
+import { firstLine } from '../first-line';
+import { type Engine, type EngineHost, engines } from './engines';
 import { TfjsBackend } from './tfjs-backend';
 
 export interface TfjsOptions {

@@ -36,6 +36,27 @@ export async function loadGpu(boundsChecks = true): Promise<GPU> {
   return gpu;
 }
 
+/**
+ * Puts what `loadGpu` finds where libraries look for it, in `navigator.gpu`:
+ * Node.js has none.
+ */
+export async function offerGpu(): Promise<void> {
+  const gpu = await loadGpu();
+  const holder = globalThis as { navigator?: object };
+  if (!holder.navigator) {
+    Object.defineProperty(globalThis, 'navigator', {
+      value: { gpu },
+      configurable: true,
+      writable: true,
+    });
+  } else if (!('gpu' in holder.navigator)) {
+    Object.defineProperty(holder.navigator, 'gpu', {
+      value: gpu,
+      configurable: true,
+    });
+  }
+}
+
 async function loadDawn() {
   try {
     return await import('webgpu');

@@ -205,7 +205,11 @@ function describe(gpu: GPU, adapter: GPUAdapter): AdapterReport {
   };
 }
 
-function wordsOf({ info }: GPUAdapter): { words: string; isSoftware: boolean } {
+/** An adapter in words, and whether it computes on the CPU. */
+export function wordsOf({ info }: GPUAdapter): {
+  words: string;
+  isSoftware: boolean;
+} {
   const words = [info.vendor, info.architecture, info.device, info.description]
     .filter((word) => word)
     .join(' ');
