@@ -259,6 +259,7 @@ export class GpuJsBackend implements Backend, KernelContext {
   }
 
   private upload(memory: Memory, data: Float32Array): void {
+    if (data.length === 0) return;
     this.enqueue(async () => {
       this.processor.release(memory.contents);
       memory.contents = await this.processor.upload(data);

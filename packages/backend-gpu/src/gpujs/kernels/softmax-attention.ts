@@ -57,8 +57,9 @@ const scoresOf = ({ name, arrays, integers, key }: Slots) =>
       reals: ['scale'],
     },
     `${base}
+  if (query < 0) { return 0; }
   ${key('this.thread.x')}
-  if (key < 0 || query < 0) { return 0; }
+  if (key < 0) { return 0; }
   const group = ${quotient('this.thread.y', '(heads / groups)')};
   let s = 0;
   for (let c = 0; c < width; c++) {
@@ -120,8 +121,9 @@ const sharesOf = ({ name, arrays, integers, key }: Slots) =>
       integers: ['heads', 'slots', ...integers],
     },
     `${base}
+  if (query < 0) { return 0; }
   ${key('this.thread.x')}
-  if (key < 0 || query < 0) { return 0; }
+  if (key < 0) { return 0; }
   return Math.exp(
     s[(this.thread.z * heads + this.thread.y) * slots + this.thread.x]
       - lse[Math.floor(table[base + 1]) * heads + this.thread.y]);`,
