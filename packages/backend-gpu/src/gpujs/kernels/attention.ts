@@ -1,13 +1,25 @@
 import type { AttentionAttributes } from '@asa/core';
 import { extent, type KernelContext, type Kernels } from './context';
-import { attend, room, type Visibility } from './softmax-attention';
+import {
+  attend,
+  attendBackward,
+  queriesOf,
+  room,
+  type Visibility,
+} from './softmax-attention';
 
 export const attentionKernels = (
   context: KernelContext,
-): Kernels<'attention'> => ({
+): Kernels<'attention' | 'attentionBackward'> => ({
   attention(inputs, outputs, attributes) {
     const rows = extent(inputs.q, 0);
     attend(context, inputs, outputs, visibility(attributes, rows));
+  },
+  attentionBackward(inputs, outputs, attributes) {
+    attendBackward(context, inputs, outputs, {
+      ...visibility(attributes, extent(inputs.q, 0)),
+      keys: queriesOf(attributes.sequences, extent(inputs.k, 0)),
+    });
   },
 });
 

@@ -1,13 +1,24 @@
 import { blockCount, type CompressedAttentionAttributes } from '@asa/core';
 import { extent, type KernelContext, type Kernels } from './context';
-import { attend, room, type Visibility } from './softmax-attention';
+import {
+  attend,
+  attendBackward,
+  room,
+  type Visibility,
+} from './softmax-attention';
 
 export const compressedAttentionKernels = (
   context: KernelContext,
-): Kernels<'compressedAttention'> => ({
+): Kernels<'compressedAttention' | 'compressedAttentionBackward'> => ({
   compressedAttention(inputs, outputs, attributes) {
     const rows = extent(inputs.q, 0);
     attend(context, inputs, outputs, visibility(attributes, rows));
+  },
+  compressedAttentionBackward(inputs, outputs, attributes) {
+    attendBackward(context, inputs, outputs, {
+      ...visibility(attributes, extent(inputs.q, 0)),
+      keys: queriesOf(attributes, extent(inputs.k, 0)),
+    });
   },
 });
 
@@ -27,4 +38,21 @@ function visibility(
   }
   const slots = room(blockCount(sequences.maxKeys, attributes));
   return { kind: 'neighbours', values: {}, slots, scale, rows };
+}
+
+/** A block is seen from the query on at which it becomes whole. */
+function queriesOf(
+  attributes: CompressedAttentionAttributes,
+  rows: number,
+): Int32Array {
+  const keys = new Int32Array(rows * 2);
+  const { sequences, length, stride } = attributes;
+  for (const { queryStart, keyCount, blockStart } of sequences.list) {
+    const count = blockCount(keyCount, attributes);
+    for (let b = 0; b < count; b++) {
+      const first = queryStart + b * stride + length - 1;
+      keys.set([first, queryStart + keyCount], (blockStart + b) * 2);
+    }
+  }
+  return keys;
 }

@@ -3,13 +3,24 @@ import type {
   SelectedAttentionOperands,
 } from '@asa/core';
 import { extent, type KernelContext, type Kernels } from './context';
-import { attend, type Visibility } from './softmax-attention';
+import {
+  attend,
+  attendBackward,
+  queriesOf,
+  type Visibility,
+} from './softmax-attention';
 
 export const selectedAttentionKernels = (
   context: KernelContext,
-): Kernels<'selectedAttention'> => ({
+): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
   selectedAttention(inputs, outputs, attributes) {
     attend(context, inputs, outputs, visibility(inputs, attributes));
+  },
+  selectedAttentionBackward(inputs, outputs, attributes) {
+    attendBackward(context, inputs, outputs, {
+      ...visibility(inputs, attributes),
+      keys: queriesOf(attributes.sequences, extent(inputs.k, 0)),
+    });
   },
 });
 

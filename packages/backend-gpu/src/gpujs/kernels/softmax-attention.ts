@@ -1,4 +1,9 @@
-import type { Tensor } from '@asa/core';
+import type {
+  AttentionGradients,
+  AttentionResults,
+  Sequences,
+  Tensor,
+} from '@asa/core';
 import { Memory, type Place } from '../memory';
 import { program, quotient } from '../program';
 import { extent, type KernelContext } from './context';
@@ -13,6 +18,11 @@ interface Slots {
   readonly arrays: readonly string[];
   readonly integers: readonly string[];
   readonly key: (j: string) => string;
+  /**
+   * The other way round: runs `body` with `j`, a slot of the query's row of
+   * `table`, for each one in which `head` sees the key `this.thread.y`.
+   */
+  readonly holding: (body: string) => string;
 }
 
 /** Columns of `table`: query row, row of the LSE, and three of the slots. */
@@ -25,6 +35,10 @@ const neighbours: Slots = {
   integers: [],
   key: (j) => `let key = -1;
   if (${j} < table[base + 3]) { key = table[base + 2] + ${j}; }`,
+  holding: (body) => `const j = this.thread.y - table[base + 2];
+    if (j >= 0 && j < table[base + 3]) {
+      ${body}
+    }`,
 };
 
 /** Tokens of listed blocks: columns key row 0, position, row of the list. */
@@ -41,6 +55,18 @@ const listed: Slots = {
   if (block >= 0 && token <= table[base + 3]) {
     key = table[base + 2] + token;
   }`,
+  holding: (body) => `const token = this.thread.y - table[base + 2];
+    const block = ${quotient('token', 'blockSize')};
+    const listGroup = ${quotient('head', '(heads / listGroups)')};
+    const list = table[base + 4] * listGroups + listGroup;
+    if (token <= table[base + 3]) {
+      for (let entry = 0; entry < listLength; entry++) {
+        if (lists[Math.floor(list) * listLength + entry] === block) {
+          const j = entry * blockSize + token - block * blockSize;
+          ${body}
+        }
+      }
+    }`,
 };
 
 // Threads are slots or channels, heads, queries of the piece.
@@ -151,11 +177,81 @@ const outputOf = ({ name, arrays, integers, key }: Slots) =>
   return sum;`,
   );
 
+/** delta = dO . o */
+const deltas = program(
+  'attentionDeltas',
+  { arrays: ['o', 'dO'], integers: ['width'] },
+  `let sum = 0;
+  for (let c = 0; c < width; c++) {
+    sum += o[this.thread.x * width + c] * dO[this.thread.x * width + c];
+  }
+  return sum;`,
+);
+
+/** dS[j] = p[j] (dO . v_j - delta) scale, 0 where there is no key. */
+const scoreGradientOf = ({ name, arrays, integers, key }: Slots) =>
+  program(
+    `scoreGradient${name}`,
+    {
+      arrays: ['p', 'v', 'dO', 'delta', 'table', ...arrays],
+      integers: ['heads', 'groups', 'slots', 'width', ...integers],
+      reals: ['scale'],
+    },
+    `${base}
+  ${key('this.thread.x')}
+  if (key < 0) { return 0; }
+  const group = ${quotient('this.thread.y', '(heads / groups)')};
+  let dP = 0;
+  for (let c = 0; c < width; c++) {
+    dP += dO[(Math.floor(query) * heads + this.thread.y) * width + c]
+      * v[(Math.floor(key) * groups + Math.floor(group)) * width + c];
+  }
+  return p[(this.thread.z * heads + this.thread.y) * slots + this.thread.x]
+    * (dP - delta[Math.floor(query) * heads + this.thread.y]) * scale;`,
+  );
+
+/**
+ * What queries `[from, ...)` of a piece add to the gradient of keys or values:
+ * sum of f[j] x over the queries and heads that see the key in slot j. Columns
+ * of `keys` are the first query that may see the key, and the one behind the
+ * last. Threads: group and channel, key.
+ */
+const keyGradientOf = ({ name, arrays, integers, holding }: Slots) =>
+  program(
+    `keyGradient${name}`,
+    {
+      arrays: ['sums', 'f', 'x', 'table', 'keys', ...arrays],
+      integers: [
+        ...['heads', 'groups', 'slots', 'width', 'from', 'count'],
+        ...integers,
+      ],
+    },
+    `const group = ${quotient('this.thread.x', 'width')};
+  const channel = this.thread.x - group * width;
+  const first = Math.max(keys[this.thread.y * 2], from) - from;
+  const end = Math.min(keys[this.thread.y * 2 + 1], from + count) - from;
+  let sum = sums[this.thread.y * groups * width + this.thread.x];
+  for (let h = 0; h < heads / groups; h++) {
+    const head = group * (heads / groups) + h;
+    for (let n = 0; n < end - first; n++) {
+      const i = first + n;
+      const base = Math.floor(i) * ${columns};
+      ${holding(`sum += f[(Math.floor(i) * heads + Math.floor(head)) * slots
+          + Math.floor(j)]
+          * x[((from + Math.floor(i)) * heads + Math.floor(head)) * width
+            + Math.floor(channel)];`)}
+    }
+  }
+  return sum;`,
+  );
+
 const programsOf = (slots: Slots) => ({
   scores: scoresOf(slots),
   lse: lseOf(slots),
   shares: sharesOf(slots),
   output: outputOf(slots),
+  scoreGradient: scoreGradientOf(slots),
+  keyGradient: keyGradientOf(slots),
 });
 
 const kinds = {
@@ -171,8 +267,14 @@ export interface Visibility {
   /** Places for keys that any query needs. */
   readonly slots: number;
   readonly scale: number;
-  /** The three last columns of `table` for every row, `[rows, 3]`. */
+  /** The three last columns of `table` for every query, `[Nq, 3]`. */
   readonly rows: Int32Array;
+}
+
+/** What the way back asks beyond that. */
+export interface Backwards extends Visibility {
+  /** First query that may see a key, and the one behind the last; `[Nk, 2]`. */
+  readonly keys: Int32Array;
 }
 
 export interface ScoreOperands {
@@ -292,15 +394,94 @@ function put(
   context.release(part);
 }
 
-/** Queries `[from, from + count)`, whose LSE are numbered from 0. */
-function tableOf(rows: Int32Array, from: number, count: number): Int32Array {
+/**
+ * p[j]  = exp(s[j] - lse)
+ * dV_j += p[j] dO
+ * dS[j] = p[j] (dO . v_j - dO . o) scale
+ * dQ    = sum over j of dS[j] k_j,    dK_j  += dS[j] q
+ * dQR   = sum over j of dS[j] kR_j,   dKR_j += dS[j] qR
+ */
+export function attendBackward(
+  context: KernelContext,
+  inputs: ScoreOperands & AttentionResults & { readonly v: Tensor },
+  outputs: AttentionGradients,
+  visibility: Backwards,
+): void {
+  const { q, k, v, qRope, kRope, o, lse, dO } = inputs;
+  const { kind, values, slots, scale } = visibility;
+  const [rows = 0, heads = 0, valueWidth = 0] = o.shape;
+  const programs = kinds[kind];
+  const delta = context.scratch(rows * heads);
+  context.run(deltas, { o, dO, width: valueWidth }, delta, [delta.elements]);
+  const keys = context.table(visibility.keys);
+  forEachPiece(rows, heads * slots, (from, count) => {
+    const table = context.table(tableOf(visibility.rows, from, count, from));
+    const s = scores(context, inputs, visibility, table);
+    const p = shares(context, s, lse, heads, visibility, table);
+    const dS = context.scratch(p.elements);
+    const all = { ...values, table, keys, heads, slots, from, count };
+    const groups = extent(v, 1);
+    context.run(
+      programs.scoreGradient,
+      { ...all, p, v, dO, delta, groups, width: valueWidth, scale },
+      dS,
+      [slots, heads, count],
+    );
+    /** The gradient of queries, from the keys that they see. */
+    const toQueries = (x: Tensor | undefined, dX: Tensor | undefined) => {
+      if (!x || !dX) return;
+      const [, groups = 1, width = 0] = x.shape;
+      const part = count === rows ? dX : context.scratch(count * heads * width);
+      const operands = { ...all, p: dS, v: x, groups, width };
+      context.run(programs.output, operands, part, [width, heads, count]);
+      put(context, part, dX, from * heads * width);
+    };
+    /** The gradient of keys or values, from the queries that see them. */
+    const toKeys = (
+      f: Memory,
+      x: Tensor | undefined,
+      dX: Tensor | undefined,
+    ) => {
+      if (!x || !dX) return;
+      const [keyRows = 0, groups = 1, width = 0] = dX.shape;
+      // What earlier pieces gave is added to; a new tensor holds 0.
+      const operands = { ...all, sums: dX, f, x, groups, width };
+      const threads = [groups * width, keyRows] as const;
+      context.run(programs.keyGradient, operands, dX, threads);
+    };
+    toQueries(k, outputs.dQ);
+    toQueries(kRope, outputs.dQRope);
+    toKeys(dS, q, outputs.dK);
+    toKeys(dS, qRope, outputs.dKRope);
+    toKeys(p, dO, outputs.dV);
+    for (const memory of [table, p, dS]) context.release(memory);
+  });
+  context.release(delta);
+  context.release(keys);
+}
+
+/** Queries `[from, from + count)`; their LSE are numbered from `lse` on. */
+function tableOf(
+  rows: Int32Array,
+  from: number,
+  count: number,
+  lse = 0,
+): Int32Array {
   const table = new Int32Array(count * columns);
   for (let i = 0; i < count; i++) {
-    table.set([from + i, i], i * columns);
-    table.set(
-      rows.subarray((from + i) * 3, (from + i + 1) * 3),
-      i * columns + 2,
-    );
+    const own = rows.subarray((from + i) * 3, (from + i + 1) * 3);
+    table.set([from + i, lse + i, ...own], i * columns);
   }
   return table;
+}
+
+/** Queries of its own sequence may see a key, from its own one on. */
+export function queriesOf(sequences: Sequences, rows: number): Int32Array {
+  const keys = new Int32Array(rows * 2);
+  for (const { queryStart, keyStart, keyCount } of sequences.list) {
+    for (let t = 0; t < keyCount; t++) {
+      keys.set([queryStart + t, queryStart + keyCount], (keyStart + t) * 2);
+    }
+  }
+  return keys;
 }
