@@ -6,6 +6,7 @@ export default defineConfig({
     webgpu: 'src/webgpu/index.ts',
     cuda: 'src/cuda/index.ts',
     tfjs: 'src/tfjs/index.ts',
+    gpujs: 'src/gpujs/index.ts',
   },
   format: ['esm', 'cjs'],
   // Shared chunks: the entry that opens any driver reads a driver's code when

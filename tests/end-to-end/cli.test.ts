@@ -467,6 +467,11 @@ describe('doctor', () => {
           available: expect.any(Boolean),
           detail: expect.stringMatching(/./),
         },
+        {
+          name: 'gpujs',
+          available: true,
+          detail: expect.stringMatching(/^gpu\.js, (webgpu|wasm; passed over)/),
+        },
       ]),
       webgpu: { adapters: expect.any(Array) },
       advice: expect.any(Array),

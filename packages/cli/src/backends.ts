@@ -1,3 +1,4 @@
+import type { GpuJsOptions } from '@asa/backend-gpu/gpujs';
 import type { TfjsOptions } from '@asa/backend-gpu/tfjs';
 import type { Backend } from '@asa/core';
 import { ExitError, exitCode } from './exit';
@@ -35,6 +36,21 @@ function tfjs(engine?: TfjsOptions['engine']): BackendEntry {
   };
 }
 
+/** gpu.js in its best mode, or in the one that is named. */
+function gpujs(mode?: GpuJsOptions['mode']): BackendEntry {
+  const name = mode ? `gpujs-${mode}` : 'gpujs';
+  return {
+    name,
+    explain: async () => undefined,
+    open: async () => {
+      const { openGpuJs } = await import('@asa/backend-gpu/gpujs');
+      const onPass = (passed: string, reason: string) =>
+        note(`${name} passed over ${passed}: ${reason}`);
+      return openGpuJs(mode ? { mode, software: true } : { onPass });
+    },
+  };
+}
+
 /** All backends, in the order in which `auto` tries them. */
 const backends: readonly BackendEntry[] = [
   {
@@ -59,9 +75,11 @@ const backends: readonly BackendEntry[] = [
     },
     open: async () => (await import('@asa/backend-gpu/cuda')).openCuda(),
   },
-  // Behind the CPU, which every machine has: for those who ask for it.
+  // Behind the CPU, which every machine has: for those who ask for them.
   tfjs(),
   ...(['node-gpu', 'webgpu', 'wasm', 'cpu'] as const).map(tfjs),
+  gpujs(),
+  ...(['webgpu', 'wasm', 'cpu'] as const).map(gpujs),
 ];
 
 /** What `--backend` takes. */

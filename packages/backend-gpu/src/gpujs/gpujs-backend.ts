@@ -1,5 +1,6 @@
 import {
   ArgumentError,
+  AsaError,
   type Backend,
   type DType,
   DTypeError,
@@ -55,6 +56,7 @@ export class GpuJsBackend implements Backend, KernelContext {
   private destroyed = false;
   private tail: Promise<void> = Promise.resolve();
   private failure: { readonly error: unknown } | undefined;
+  private complaint: AsaError | undefined;
 
   /** @param close gives back what gpu.js keeps beyond its kernels. */
   constructor(
@@ -174,7 +176,9 @@ export class GpuJsBackend implements Backend, KernelContext {
   async synchronize(): Promise<void> {
     this.checkOpen();
     await this.tail;
+    // What a call threw says more than what the device says of it.
     if (this.failure) throw this.failure.error;
+    if (this.complaint) throw this.complaint;
   }
 
   memory(): MemoryStatistics {
@@ -192,9 +196,9 @@ export class GpuJsBackend implements Backend, KernelContext {
     await this.close();
   }
 
-  /** A device's own complaint, which comes when it likes. */
-  fail(error: unknown): void {
-    this.failure ??= { error };
+  /** The device says that something went wrong; it names no call. */
+  complain(message: string): void {
+    this.complaint ??= new AsaError(`gpujs: the device reports, ${message}`);
   }
 
   run(
@@ -281,7 +285,7 @@ export class GpuJsBackend implements Backend, KernelContext {
       try {
         await work();
       } catch (error) {
-        this.fail(error);
+        this.failure = { error };
       }
     });
   }

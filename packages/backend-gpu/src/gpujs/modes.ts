@@ -1,5 +1,4 @@
-import { offerGpu } from '../webgpu/loader';
-import { explainWebGpu, wordsOf } from '../webgpu/open';
+import { wordsOf } from '../webgpu/open';
 import { type GpuJs, Processor } from './processor';
 
 export type ModeName = 'webgpu' | 'wasm' | 'cpu';
@@ -8,6 +7,8 @@ export type ModeName = 'webgpu' | 'wasm' | 'cpu';
 export interface ModeHost {
   /** `import()` of gpu.js. */
   readonly load: () => Promise<unknown>;
+  /** Puts a GPU into `navigator.gpu`; throws with the reason without one. */
+  readonly offer: () => Promise<void>;
   /** Take a software adapter too. */
   readonly software: boolean;
 }
@@ -17,8 +18,8 @@ export interface Started {
   readonly processor: Processor;
   /** The device in words. */
   readonly words: string;
-  /** Has errors that belong to no call reported. */
-  readonly watch: (report: (error: unknown) => void) => void;
+  /** Has errors reported that no call throws. */
+  readonly watch: (report: (message: string) => void) => void;
   /** Gives back what outlives the kernels. */
   readonly close: () => Promise<void>;
 }
@@ -50,11 +51,7 @@ interface GpuJsModule {
 export const modes: readonly Mode[] = [
   {
     name: 'webgpu',
-    async prepare({ software }) {
-      await explainWebGpu({ hardwareOnly: !software });
-      // gpu.js looks for it there, and Node.js has none.
-      await offerGpu();
-    },
+    prepare: ({ offer }) => offer(),
     start: startWebGpu,
   },
   {
@@ -101,7 +98,7 @@ async function startWebGpu(host: ModeHost): Promise<Started> {
       words,
       watch: (report) => {
         device.addEventListener('uncapturederror', ({ error }) =>
-          report(error),
+          report(error.message),
         );
       },
       close,

@@ -1,6 +1,8 @@
 import { ArgumentError, UnsupportedError } from '@asa/core';
 import { firstLine } from '../first-line';
 import { checkKnownAnswer } from '../known-answer';
+import { offerGpu } from '../webgpu/loader';
+import { explainWebGpu } from '../webgpu/open';
 import { GpuJsBackend } from './gpujs-backend';
 import { type Mode, type ModeHost, type ModeName, modes } from './modes';
 
@@ -78,7 +80,7 @@ async function start(
     limitBytes,
     close,
   );
-  watch((error) => backend.fail(error));
+  watch((message) => backend.complain(message));
   try {
     await checkKnownAnswer(backend);
   } catch (error) {
@@ -89,5 +91,13 @@ async function start(
 }
 
 function hostOf({ host, software = false }: GpuJsOptions): ModeHost {
-  return { load: () => import('gpu.js'), software, ...host };
+  return {
+    load: () => import('gpu.js'),
+    offer: async () => {
+      await explainWebGpu({ hardwareOnly: !software });
+      await offerGpu();
+    },
+    software,
+    ...host,
+  };
 }

@@ -24,8 +24,6 @@ interface Kernel {
   (...values: readonly Argument[]): unknown;
   setOutput(extents: readonly number[]): unknown;
   destroy(): void;
-  /** In WebAssembly: how many sizes of a call it keeps the modules of. */
-  moduleCacheLimit?: number;
 }
 
 /** What this driver uses of `GPU`. gpu.js's own types lack its last modes. */

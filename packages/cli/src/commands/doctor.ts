@@ -46,7 +46,12 @@ async function examine(configFile: string | undefined) {
     memory: { free: freemem(), total: totalmem() },
     configuration: await pathReport(configFile),
     model: await pathReport(embeddedModel),
-    backends: [webGpuReport(webgpu), await cpuReport(), cudaReport(cuda)],
+    backends: [
+      webGpuReport(webgpu),
+      await cpuReport(),
+      cudaReport(cuda),
+      await gpuJsReport(webgpu),
+    ],
     webgpu,
     cuda,
     ...(platform === 'linux' && { vulkan }),
@@ -80,6 +85,26 @@ function cudaReport(
   return 'reason' in cuda
     ? { name: 'cuda', available: false, detail: cuda.reason }
     : { name: 'cuda', available: true, detail: cuda.description };
+}
+
+/**
+ * The mode that gpu.js would take, and those before it. Another process has
+ * tried WebGPU already: its word counts here.
+ */
+async function gpuJsReport(webgpu: ProbeReport): Promise<BackendReport> {
+  const { explainGpuJs } = await import('@asa/backend-gpu/gpujs');
+  const { device, reason = 'no GPU' } = webgpu;
+  const offer = async () => {
+    if (device === undefined) throw new Error(reason);
+  };
+  const modes = await explainGpuJs({ host: { offer } });
+  const passed = modes.flatMap(({ name, reason }) =>
+    reason === undefined ? [] : [`passed over ${name}: ${reason}`],
+  );
+  const taken = modes.find(({ reason }) => reason === undefined);
+  const parts = taken ? [`gpu.js, ${taken.name}`, ...passed] : passed;
+  const available = taken !== undefined;
+  return { name: 'gpujs', available, detail: parts.join('; ') };
 }
 
 async function cpuReport(): Promise<BackendReport> {
