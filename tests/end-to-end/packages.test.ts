@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { describe, expect, it } from 'vitest';
@@ -22,6 +23,30 @@ const entries = readdirSync(packages).flatMap((folder) => {
 /** Node's own loader, past the test runner's. */
 const load = (name: string): Promise<object> => import(/* @vite-ignore */ name);
 
+/** Packages that only those shall load who asked for them. */
+const heavy = ['gpu.js', '@tensorflow', 'koffi', 'webgpu'] as const;
+
+/** Says each module that Node.js resolves. */
+const hook = `import { writeSync } from 'node:fs';
+export async function resolve(specifier, context, next) {
+  const found = await next(specifier, context);
+  writeSync(1, found.url + '\\n');
+  return found;
+}`;
+
+/** Which of them a process of its own loads that runs this and then ends. */
+function loadedBy(code: string): readonly string[] {
+  const source = `import { register } from 'node:module';
+register('data:text/javascript,' + ${JSON.stringify(encodeURIComponent(hook))});
+await (async () => { ${code} })();`;
+  const urls = execFileSync(
+    process.execPath,
+    ['--input-type=module', '--eval', source],
+    { cwd: new URL('.', import.meta.url), encoding: 'utf8', timeout: 60_000 },
+  );
+  return heavy.filter((name) => urls.includes(`/node_modules/${name}/`));
+}
+
 describe('published entries', () => {
   it('include every entry of core', () => {
     expect(entries).toEqual(
@@ -43,6 +68,23 @@ describe('published entries', () => {
       expect(required).toEqual(imported);
     },
   );
+
+  it.each(entries)('%s loads no more than it must', (name) => {
+    const mayLoad: Readonly<Record<string, readonly string[]>> = {
+      '@asa/backend-gpu/cuda': ['koffi'],
+      '@asa/backend-gpu/tfjs': ['@tensorflow'],
+    };
+    const loaded = loadedBy(`await import(${JSON.stringify(name)});`);
+    expect(loaded).toEqual(mayLoad[name] ?? []);
+  });
+
+  it('gpu.js is loaded where it is opened, and lets the process end', () => {
+    const loaded = loadedBy(
+      `const { openGpuJs } = await import('@asa/backend-gpu/gpujs');
+       await (await openGpuJs({ mode: 'wasm' })).destroy();`,
+    );
+    expect(loaded).toEqual(['gpu.js']);
+  });
 
   it.each(['.js', '.cjs'])('hold each error class once (%s)', (extension) => {
     // Twice, and `instanceof` fails between two entries of one package.

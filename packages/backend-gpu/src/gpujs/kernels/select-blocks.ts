@@ -67,9 +67,9 @@ const chosen = program(
       if (other > value) { before += 1; }
       if (other === value && j < this.thread.x) { before += 1; }
     }
+    if (before >= count) { return 0; }
   }
-  if (before < count) { return 1; }
-  return 0;`,
+  return 1;`,
 );
 
 /**
@@ -87,15 +87,14 @@ const listOf = program(
     return previous[(Math.floor(earlier) * groups + this.thread.y) * count
       + this.thread.x];
   }
-  let found = -1;
   let seen = 0;
   for (let j = 0; j < blocks; j++) {
     if (flags[(this.thread.z * groups + this.thread.y) * blocks + j] > 0) {
-      if (seen === this.thread.x) { found = j; }
+      if (seen === this.thread.x) { return j; }
       seen += 1;
     }
   }
-  return found;`,
+  return -1;`,
 );
 
 export const selectBlocksKernels = (
