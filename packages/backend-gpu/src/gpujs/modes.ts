@@ -14,7 +14,7 @@ export interface ModeHost {
 }
 
 /** A mode that was started. */
-export interface Started {
+interface Started {
   readonly processor: Processor;
   /** The device in words. */
   readonly words: string;
