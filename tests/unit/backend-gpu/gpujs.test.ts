@@ -199,9 +199,11 @@ test('what it cannot run has a reason', async () => {
   expect(backend.supports('cast', { x }, { dtype: 'bf16' })).toBe(
     'gpu.js has no bf16, and bf16 is asked for',
   );
-  expect(backend.supports('linearAttentionBackward', {}, {})).toBe(
-    'it has no kernel for it',
+  const q = { shape: [65_536, 1, 1], dtype: 'f32' } as const;
+  expect(backend.supports('linearAttention', { q }, {})).toBe(
+    'gpu.js starts at most 65535 rows, and q has 65536',
   );
+  expect(backend.supports('attention', { q }, {})).toBe(true);
 });
 
 test('an error in a kernel comes with each read behind it', async () => {

@@ -24,6 +24,13 @@ import { type Program, program } from './program';
 const largestInteger = 2 ** 24;
 /** 65,535 groups of eight threads, the most of a dispatch's second axis. */
 const mostRows = 65_535 * 8;
+/** Operators that have their rows on the third axis, and the most of that. */
+const deep: ReadonlySet<OperatorName> = new Set([
+  'linearAttention',
+  'linearAttentionBackward',
+  'selectBlocks',
+] as const);
+const mostDeepRows = 65_535;
 
 /** Elements `[start, start + length)` of x, in the middle of target. */
 const splice = program(
@@ -77,7 +84,7 @@ export class GpuJsBackend implements Backend, KernelContext {
     this.checkOpen();
     if (!(operator in this.kernels)) return 'it has no kernel for it';
     for (const [name, spec] of Object.entries(inputs)) {
-      const reason = spec && reasonAgainst(name, spec);
+      const reason = spec && reasonAgainst(operator, name, spec);
       if (reason) return reason;
     }
     const wanted = (attributes as { readonly dtype?: DType } | undefined)
@@ -302,14 +309,20 @@ function isStored(dtype: DType): boolean {
 }
 
 function reasonAgainst(
+  operator: OperatorName,
   name: string,
   { shape, dtype }: TensorSpec,
 ): string | undefined {
-  if (!isStored(dtype))
+  if (!isStored(dtype)) {
     return `gpu.js has no ${dtype}, and ${name} is ${dtype}`;
-  const rows = shape.slice(0, -1).reduce((size, n) => size * n, 1);
-  return rows > mostRows
-    ? `gpu.js starts at most ${mostRows} rows, and ${name} has ${rows}`
+  }
+  const [first = 0] = shape;
+  const flat = shape.slice(0, -1).reduce((size, n) => size * n, 1);
+  const [rows, most] = deep.has(operator)
+    ? [first, mostDeepRows]
+    : [flat, mostRows];
+  return shape.length > 1 && rows > most
+    ? `gpu.js starts at most ${most} rows, and ${name} has ${rows}`
     : undefined;
 }
 
