@@ -2,6 +2,10 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { describe, expect, it } from 'vitest';
+import {
+  softwareEnvironment,
+  whyNoSoftwareGpu,
+} from '../unit/backend-gpu/software-gpu';
 
 interface Manifest {
   name: string;
@@ -26,6 +30,8 @@ const load = (name: string): Promise<object> => import(/* @vite-ignore */ name);
 /** Packages that only those shall load who asked for them. */
 const heavy = ['gpu.js', '@tensorflow', 'koffi', 'webgpu'] as const;
 
+const noGpu = whyNoSoftwareGpu();
+
 /** Says each module that Node.js resolves. */
 const hook = `import { writeSync } from 'node:fs';
 export async function resolve(specifier, context, next) {
@@ -35,14 +41,17 @@ export async function resolve(specifier, context, next) {
 }`;
 
 /** Which of them a process of its own loads that runs this and then ends. */
-function loadedBy(code: string): readonly string[] {
+function loadedBy(code: string, env = process.env): readonly string[] {
   const source = `import { register } from 'node:module';
 register('data:text/javascript,' + ${JSON.stringify(encodeURIComponent(hook))});
 await (async () => { ${code} })();`;
   const urls = execFileSync(
     process.execPath,
     ['--input-type=module', '--eval', source],
-    { cwd: new URL('.', import.meta.url), encoding: 'utf8', timeout: 60_000 },
+    {
+      ...{ cwd: new URL('.', import.meta.url), env },
+      ...{ encoding: 'utf8', timeout: 60_000 },
+    },
   );
   return heavy.filter((name) => urls.includes(`/node_modules/${name}/`));
 }
@@ -85,6 +94,19 @@ describe('published entries', () => {
     );
     expect(loaded).toEqual(['gpu.js']);
   });
+
+  it.skipIf(noGpu)(
+    `gpu.js on WebGPU lets the process end ${noGpu ?? ''}`,
+    () => {
+      const loaded = loadedBy(
+        `const { openGpuJs } = await import('@asa/backend-gpu/gpujs');
+       const options = { mode: 'webgpu', software: true };
+       await (await openGpuJs(options)).destroy();`,
+        softwareEnvironment(),
+      );
+      expect(loaded).toEqual(['gpu.js', 'webgpu']);
+    },
+  );
 
   it.each(['.js', '.cjs'])('hold each error class once (%s)', (extension) => {
     // Twice, and `instanceof` fails between two entries of one package.

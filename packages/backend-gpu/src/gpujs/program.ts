@@ -9,7 +9,8 @@
  * What gpu.js's translation asks of a program: locals are f32, exact for whole
  * numbers to 2^24; `Math.floor` inside brackets gives an integer, so that an
  * index larger than that stays exact; two loops in one scope do not share the
- * name of their counter.
+ * name of their counter; there are at most seven arrays, as WebGPU promises
+ * eight buffers and the result is one.
  */
 export interface Program<
   Arrays extends string = string,

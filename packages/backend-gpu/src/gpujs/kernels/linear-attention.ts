@@ -196,18 +196,13 @@ const valueGradient = later('linearAttentionBackwardV', 'keys');
  * are dO . (o that comes from it), `old`; those with one behind it are
  * v . (dV that comes from it), `future`; those with both are `both`.
  */
-const decayGradient = [false, true].map((bias) =>
-  program(
-    `linearAttentionBackwardDecay${bias ? 'Biased' : ''}`,
-    {
-      arrays: [
-        ...['p', 'c', 'old', 'future', 'both', 'places', 'decay'],
-        ...(bias ? ['bias'] : []),
-      ],
-      integers: ['heads', 'span'],
-      reals: ['temperature'],
-    },
-    `const own = places[this.thread.y * 3];
+const logGradient = program(
+  'linearAttentionBackwardLog',
+  {
+    arrays: ['p', 'c', 'old', 'future', 'both', 'places'],
+    integers: ['heads', 'span'],
+  },
+  `const own = places[this.thread.y * 3];
   if (own < 0) { return 0; }
   const before = places[this.thread.y * 3 + 1];
   const behind = places[this.thread.y * 3 + 2];
@@ -223,10 +218,22 @@ const decayGradient = [false, true].map((bias) =>
   for (let m = 0; m < before; m++) {
     sum += future[(Math.floor(first) + m) * heads + this.thread.x];
   }
-  ${decayLogit(bias)}
+  return sum;`,
+);
+
+/** dDecay = d(log a) (1 - sigmoid(decay + bias)) / temperature */
+const decayGradient = [false, true].map((bias) =>
+  program(
+    `linearAttentionBackwardDecay${bias ? 'Biased' : ''}`,
+    {
+      arrays: ['dLog', 'decay', ...(bias ? ['bias'] : [])],
+      integers: ['heads'],
+      reals: ['temperature'],
+    },
+    `${decayLogit(bias)}
   let s = 1 / (1 + e);
   if (x >= 0) { s = e / (1 + e); }
-  return sum * s / temperature;`,
+  return dLog[this.thread.y * heads + this.thread.x] * s / temperature;`,
   ),
 );
 
@@ -378,10 +385,13 @@ export const linearAttentionKernels = (
     const size = width * valueWidth;
     context.run(across, { ...all, S, G, size }, both, [heads, spans]);
     const { dDecay, dBias } = outputs;
-    const parts = { ...all, p, c, old, future, both, decay, bias, temperature };
+    const dLog = call.scratch(rows);
+    const parts = { ...all, p, c, old, future, both };
+    context.run(logGradient, parts, dLog, each);
     const [plain, biased] = decayGradient;
     const called = bias ? biased : plain;
-    if (called) context.run(called, parts, dDecay, each);
+    const values = { dLog, decay, bias, heads, temperature };
+    if (called) context.run(called, values, dDecay, each);
     if (dBias) {
       context.run(biasGradient, { dDecay, rows, heads }, dBias, [heads]);
     }
