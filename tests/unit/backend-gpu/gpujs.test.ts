@@ -282,6 +282,7 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
     await backend.synchronize();
     const bytes = [...live].reduce((sum, { size }) => sum + size, 0);
     expect(bytes).toBeLessThan(2 ** 19);
+    expect(await doubled(backend, [5])).toEqual([10]);
     await backend.destroy();
     expect(live.size).toBe(0);
     expect((await device.lost).reason).toBe('destroyed');

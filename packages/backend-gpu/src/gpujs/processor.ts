@@ -54,7 +54,8 @@ const large = 2 ** 18;
  * are the host's arrays.
  */
 export class Processor {
-  private readonly kernels = new Map<string, Kernel>();
+  /** By program, then by rank. */
+  private readonly kernels = new Map<Program, Map<number, Kernel>>();
 
   constructor(
     private readonly gpu: GpuJs,
@@ -83,7 +84,7 @@ export class Processor {
     const kernel = this.kernel(upload, 1, { types: { x: 'Array' } });
     kernel.setOutput([data.length]);
     const result = await this.call(upload, kernel, [data]);
-    if (data.length > large) kernel.destroy();
+    if (data.length > large) this.drop(upload, kernel);
     return disowned(result);
   }
 
@@ -93,7 +94,7 @@ export class Processor {
     const kernel = this.kernel(download, 1, { pipeline: false });
     kernel.setOutput([elements]);
     const result = await this.call(download, kernel, [contents]);
-    if (elements > large) kernel.destroy();
+    if (elements > large) this.drop(download, kernel);
     return result as Float32Array;
   }
 
@@ -104,6 +105,12 @@ export class Processor {
   destroy(): Promise<void> {
     this.kernels.clear();
     return this.gpu.destroy();
+  }
+
+  /** The next call makes another: gpu.js forgets one that was destroyed. */
+  private drop(called: Program, kernel: Kernel): void {
+    kernel.destroy();
+    this.kernels.delete(called);
   }
 
   private async call(
@@ -120,38 +127,47 @@ export class Processor {
 
   /** Sizes are arguments: a program is translated once for each rank. */
   private kernel(
-    { name, arrays, integers, reals, ...rest }: Program,
+    called: Program,
     rank: number,
-    {
-      types = {},
-      pipeline = true,
-    }: { types?: Record<string, string>; pipeline?: boolean } = {},
+    options: KernelOptions = {},
   ): Kernel {
-    const key = `${name}/${rank}`;
-    const known = this.kernels.get(key);
-    if (known) return known;
-    const array = this.isDevice ? 'WebGPUBuffer' : 'Array';
-    const made = this.gpu.createKernel(
-      sourceOf({ name, arrays, integers, reals, ...rest }),
-      {
-        argumentTypes: {
-          ...Object.fromEntries(arrays.map((x) => [x, types[x] ?? array])),
-          ...Object.fromEntries(integers.map((x) => [x, 'Integer'])),
-          ...Object.fromEntries(reals.map((x) => [x, 'Float'])),
-        },
-        output: [1, 1, 1].slice(0, rank),
-        dynamicOutput: true,
-        dynamicArguments: true,
-        pipeline,
-        // Results are not overwritten by the next call.
-        immutable: pipeline,
-        // Else a loop of unknown length ends after 1,000 steps, unsaid.
-        loopMaxIterations: 2 ** 31 - 1,
-      },
-    );
-    this.kernels.set(key, made);
-    return made;
+    const byRank = this.kernels.get(called) ?? new Map<number, Kernel>();
+    this.kernels.set(called, byRank);
+    const kernel = byRank.get(rank) ?? this.translate(called, rank, options);
+    byRank.set(rank, kernel);
+    return kernel;
   }
+
+  private translate(
+    called: Program,
+    rank: number,
+    { types = {}, pipeline = true }: KernelOptions,
+  ): Kernel {
+    const { arrays, integers, reals } = called;
+    const array = this.isDevice ? 'WebGPUBuffer' : 'Array';
+    return this.gpu.createKernel(sourceOf(called), {
+      argumentTypes: {
+        ...Object.fromEntries(arrays.map((x) => [x, types[x] ?? array])),
+        ...Object.fromEntries(integers.map((x) => [x, 'Integer'])),
+        ...Object.fromEntries(reals.map((x) => [x, 'Float'])),
+      },
+      output: [1, 1, 1].slice(0, rank),
+      dynamicOutput: true,
+      dynamicArguments: true,
+      pipeline,
+      // Results are not overwritten by the next call.
+      immutable: pipeline,
+      // Else a loop of unknown length ends after 1,000 steps, unsaid.
+      loopMaxIterations: 2 ** 31 - 1,
+    });
+  }
+}
+
+interface KernelOptions {
+  /** Types of arrays that are not handles. */
+  readonly types?: Readonly<Record<string, string>>;
+  /** Whether the result stays on the device. */
+  readonly pipeline?: boolean;
 }
 
 /**
