@@ -29,13 +29,13 @@ import {
  * Engines, and cases of an operator. On WebGPU each case compiles kernels for
  * its shapes, which only the system's adapter does fast enough.
  */
-const engines =
+const engines: [engine: 'wasm' | 'cpu' | 'webgpu', cases: number][] =
   process.env.ASA_WEBGPU === 'system'
-    ? ([['webgpu', 6]] as const)
-    : ([
+    ? [['webgpu', 6]]
+    : [
         ['wasm', 20],
         ['cpu', 20],
-      ] as const);
+      ];
 
 const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
 const models = [
