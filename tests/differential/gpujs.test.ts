@@ -1,81 +1,30 @@
-import { fileURLToPath } from 'node:url';
 import { openCpu } from '@asa/backend-cpu';
 import { type GpuJsBackend, openGpuJs } from '@asa/backend-gpu/gpujs';
-import {
-  type Backend,
-  Engine,
-  type ModelConfig,
-  type OperatorName,
-  operators,
-} from '@asa/core';
-import { openFolder } from '@asa/core/node';
+import { type Backend, type OperatorName, operators } from '@asa/core';
 import { differential } from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { offerSoftwareGpu } from '../unit/backend-gpu/offer-software-gpu';
-import { whyNoSoftwareGpu } from '../unit/backend-gpu/software-gpu';
 import {
-  gla,
-  gqa,
-  linear,
-  mla,
-  nsa,
-  randomTokens,
-  tinyConfig,
-  tinyModel,
-} from '../unit/engine/tiny-models';
+  onSystemAdapter,
+  whyNoSoftwareGpu,
+} from '../unit/backend-gpu/software-gpu';
+import { continued, story, tinyModels } from './greedy';
 
-const noGpu = whyNoSoftwareGpu();
+const webgpu = {
+  mode: 'webgpu',
+  cases: 3,
+  length: onSystemAdapter ? 64 : 16,
+  missing: whyNoSoftwareGpu(),
+} as const;
 
 /** WebAssembly is the fastest of them where there is no GPU. */
-const modes = [
-  { mode: 'wasm', cases: 12, length: 64, missing: undefined },
-  { mode: 'cpu', cases: 6, length: 64, missing: undefined },
-  { mode: 'webgpu', cases: 3, length: 16, missing: noGpu },
-] as const;
-
-const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
-const models = [
-  ['ASA', tinyConfig('GL', { G: gla(shape), L: mla(9) })],
-  ['NSA', tinyConfig('N', { N: nsa(shape, 7, 'independent') })],
-  ['gated linear', tinyConfig('RF', { R: linear, F: gqa() })],
-] as const;
-
-/** 40 tokens behind a prompt of 50, greedy: ring, blocks and leaders turn. */
-async function continued(backend: Backend, config: ModelConfig) {
-  const model = await tinyModel(backend, config);
-  const engine = Engine.from(model);
-  const tokens = await greedy(engine, randomTokens(50, 8), 40);
-  engine.free();
-  model.free();
-  return tokens;
-}
-
-async function greedy(
-  engine: Engine,
-  prompt: string | ArrayLike<number>,
-  maxTokens: number,
-) {
-  const session = engine.session();
-  const tokens: number[] = [];
-  const options = { prompt, temperature: 0, maxTokens, chunk: 23 };
-  for await (const event of engine.generate(session, options)) {
-    if ('token' in event) tokens.push(event.token);
-  }
-  session.free();
-  return tokens;
-}
-
-const embedded = fileURLToPath(
-  new URL('../../packages/cli/models/default', import.meta.url),
-);
-
-/** What the model that comes with the command tells. */
-async function story(backend: Backend, length: number) {
-  const engine = await Engine.open(await openFolder(embedded), backend);
-  const tokens = await greedy(engine, 'Once upon a time', length);
-  engine.free();
-  return tokens;
-}
+const modes = onSystemAdapter
+  ? [webgpu]
+  : ([
+      { mode: 'wasm', cases: 12, length: 64, missing: undefined },
+      { mode: 'cpu', cases: 6, length: 64, missing: undefined },
+      webgpu,
+    ] as const);
 
 describe.each(modes)('gpu.js, $mode', ({ mode, cases, length, missing }) => {
   let backend: GpuJsBackend;
@@ -94,7 +43,7 @@ describe.each(modes)('gpu.js, $mode', ({ mode, cases, length, missing }) => {
   });
 
   describe.skipIf(missing)(`compared with the oracle ${missing ?? ''}`, () => {
-    test.each(models)('generates with %s', async (_, config) => {
+    test.each(tinyModels)('generates with %s', async (_, config) => {
       const tokens = await continued(backend, config);
       expect(tokens).toHaveLength(40);
       expect(tokens).toEqual(await continued(reference, config));

@@ -2,67 +2,25 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { openCpu } from '@asa/backend-cpu';
 import { openTfjs, type TfjsBackend } from '@asa/backend-gpu/tfjs';
-import {
-  type Backend,
-  Engine,
-  type ModelConfig,
-  type OperatorName,
-  operators,
-} from '@asa/core';
+import { type Backend, type OperatorName, operators } from '@asa/core';
 import { openFolder } from '@asa/core/node';
 import { differential, verifyAll } from '@asa/core/verify';
 import * as tf from '@tensorflow/tfjs-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import '../unit/backend-gpu/software-gpu';
-import {
-  gla,
-  gqa,
-  linear,
-  mla,
-  nsa,
-  randomTokens,
-  tinyConfig,
-  tinyModel,
-} from '../unit/engine/tiny-models';
+import { onSystemAdapter } from '../unit/backend-gpu/software-gpu';
+import { continued, story, tinyModels } from './greedy';
 
 /**
  * Engines, and cases of an operator. On WebGPU each case compiles kernels for
  * its shapes, which only the system's adapter does fast enough.
  */
 const engines: [engine: 'wasm' | 'cpu' | 'webgpu', cases: number][] =
-  process.env.ASA_WEBGPU === 'system'
+  onSystemAdapter
     ? [['webgpu', 6]]
     : [
         ['wasm', 20],
         ['cpu', 20],
       ];
-
-const shape = { blocks: [4, 2, 8], sharing: 4, count: 4 } as const;
-const models = [
-  ['ASA', tinyConfig('GL', { G: gla(shape), L: mla(9) })],
-  ['NSA', tinyConfig('N', { N: nsa(shape, 7, 'independent') })],
-  ['gated linear', tinyConfig('RF', { R: linear, F: gqa() })],
-] as const;
-
-/** 40 tokens behind a prompt of 50, greedy: ring, blocks and leaders turn. */
-async function continued(backend: Backend, config: ModelConfig) {
-  const model = await tinyModel(backend, config);
-  const engine = Engine.from(model);
-  const session = engine.session();
-  const tokens: number[] = [];
-  for await (const event of engine.generate(session, {
-    prompt: randomTokens(50, 8),
-    temperature: 0,
-    maxTokens: 40,
-    chunk: 23,
-  })) {
-    if ('token' in event) tokens.push(event.token);
-  }
-  session.free();
-  engine.free();
-  model.free();
-  return tokens;
-}
 
 const golden = fileURLToPath(
   new URL('../../../shared/golden', import.meta.url),
@@ -83,7 +41,7 @@ describe.each(engines)('TensorFlow.js, %s', (engine, cases) => {
     await reference.destroy();
   });
 
-  test.each(models)(
+  test.each(tinyModels)(
     'generates with %s as the oracle does',
     async (_, config) => {
       const before = tf.memory().numTensors;
@@ -93,6 +51,16 @@ describe.each(engines)('TensorFlow.js, %s', (engine, cases) => {
       expect(tf.memory().numTensors).toBe(before);
     },
   );
+
+  test('tells 64 tokens with the embedded model as the oracle does', {
+    timeout: 120_000,
+  }, async () => {
+    const before = tf.memory().numTensors;
+    const tokens = await story(backend, 64);
+    expect(tokens).toHaveLength(64);
+    expect(tokens).toEqual(await story(reference, 64));
+    expect(tf.memory().numTensors).toBe(before);
+  });
 
   test.for(Object.keys(operators) as OperatorName[])(
     'computes %s as the oracle does, and keeps no tensor',

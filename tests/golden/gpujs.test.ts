@@ -6,7 +6,10 @@ import { openFolder } from '@asa/core/node';
 import { verifyAll } from '@asa/core/verify';
 import { expect, test } from 'vitest';
 import { offerSoftwareGpu } from '../unit/backend-gpu/offer-software-gpu';
-import { whyNoSoftwareGpu } from '../unit/backend-gpu/software-gpu';
+import {
+  onSystemAdapter,
+  whyNoSoftwareGpu,
+} from '../unit/backend-gpu/software-gpu';
 
 const shared = fileURLToPath(
   new URL('../../../shared/golden', import.meta.url),
@@ -15,15 +18,19 @@ const noFolder = existsSync(shared)
   ? undefined
   : '../shared/golden is not there';
 
-const modes = [
-  { mode: 'wasm', missing: undefined, host: {} },
-  { mode: 'cpu', missing: undefined, host: {} },
-  {
-    mode: 'webgpu',
-    missing: whyNoSoftwareGpu(),
-    host: { offer: offerSoftwareGpu },
-  },
-] as const;
+const webgpu = {
+  mode: 'webgpu',
+  missing: whyNoSoftwareGpu(),
+  host: { offer: offerSoftwareGpu },
+} as const;
+
+const modes = onSystemAdapter
+  ? [webgpu]
+  : ([
+      { mode: 'wasm', missing: undefined, host: {} },
+      { mode: 'cpu', missing: undefined, host: {} },
+      webgpu,
+    ] as const);
 
 for (const { mode, missing, host } of modes) {
   const reason = noFolder ?? missing;

@@ -29,18 +29,19 @@ const cache = fileURLToPath(
 
 const holder = globalThis as { asaSoftwareGpu?: GPU };
 
-const isSystem = process.env.ASA_WEBGPU === 'system';
+/** The adapter is the system's own, as `ASA_WEBGPU=system` asks for. */
+export const onSystemAdapter = process.env.ASA_WEBGPU === 'system';
 
 // Most of lavapipe's time goes into compiling: narrow vectors and no optimizer
 // make that several times faster. Read when the driver is loaded.
-if (isSystem) {
+if (onSystemAdapter) {
   process.env.XDG_RUNTIME_DIR ??= '/tmp';
   process.env.LP_NATIVE_VECTOR_WIDTH ??= '128';
   process.env.GALLIVM_PERF ??= 'nopt';
 }
 
 /** Types that operators are tried in; SwiftShader has no f16. */
-export const softwareTypes = isSystem
+export const softwareTypes = onSystemAdapter
   ? (['f32', 'f16'] as const)
   : (['f32'] as const);
 
@@ -50,7 +51,7 @@ export const softwareTypes = isSystem
  */
 export function whyNoSoftwareGpu(): string | undefined {
   const reason =
-    isSystem || (process.platform === 'linux' && process.arch === 'x64')
+    onSystemAdapter || (process.platform === 'linux' && process.arch === 'x64')
       ? undefined
       : `SwiftShader's build is for linux-x64, this is ${process.platform}-${process.arch}`;
   if (reason && process.env.ASA_REQUIRE?.split(',').includes('webgpu')) {
@@ -61,14 +62,14 @@ export function whyNoSoftwareGpu(): string | undefined {
 
 /** Kept on `globalThis`: collected while in use, it takes the process down. */
 export function softwareGpu(): GPU | undefined {
-  if (isSystem) return undefined;
+  if (onSystemAdapter) return undefined;
   holder.asaSoftwareGpu ??= open();
   return holder.asaSoftwareGpu;
 }
 
 /** With these variables another process finds the same GPU by itself. */
 export function softwareEnvironment(): NodeJS.ProcessEnv {
-  return isSystem
+  return onSystemAdapter
     ? { ...process.env }
     : { ...process.env, LD_LIBRARY_PATH: folder(), XDG_RUNTIME_DIR: '/tmp' };
 }
