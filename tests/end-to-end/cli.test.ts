@@ -468,6 +468,13 @@ describe('doctor', () => {
           detail: expect.stringMatching(/./),
         },
         {
+          name: 'tfjs',
+          available: true,
+          detail: expect.stringMatching(
+            /^TensorFlow\.js, \S+; passed over node-gpu: .* is not installed/,
+          ),
+        },
+        {
           name: 'gpujs',
           available: true,
           detail: expect.stringMatching(/^gpu\.js, (webgpu|wasm; passed over)/),

@@ -1,6 +1,4 @@
 import { firstLine } from '../first-line';
-import { offerGpu } from '../webgpu/loader';
-import { explainWebGpu } from '../webgpu/open';
 
 /** What `engines` load is given, so that tests can stand in for it. */
 export interface EngineHost {
@@ -8,8 +6,8 @@ export interface EngineHost {
   readonly load: (name: string) => Promise<unknown>;
   /** Of Node.js, as `process.versions.node`; none in a browser. */
   readonly nodeVersion: string | undefined;
-  /** Take a software adapter too. */
-  readonly software: boolean;
+  /** Puts a GPU into `navigator.gpu`; throws with the reason without one. */
+  readonly offer: () => Promise<void>;
 }
 
 /** One of tfjs's own backends. */
@@ -47,10 +45,8 @@ export const engines: readonly Engine[] = [
   {
     name: 'webgpu',
     id: 'webgpu',
-    async prepare({ load, software }) {
-      await explainWebGpu({ hardwareOnly: !software });
-      // tfjs looks for it there, and Node.js has none.
-      await offerGpu();
+    async prepare({ load, offer }) {
+      await offer();
       await load('@tensorflow/tfjs-backend-webgpu');
     },
   },

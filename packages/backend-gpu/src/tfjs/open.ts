@@ -1,6 +1,8 @@
 import { UnsupportedError } from '@asa/core';
 import * as tf from '@tensorflow/tfjs-core';
 import { firstLine } from '../first-line';
+import { offerGpu } from '../webgpu/loader';
+import { explainWebGpu } from '../webgpu/open';
 import { type Engine, type EngineHost, engines } from './engines';
 import { TfjsBackend } from './tfjs-backend';
 
@@ -127,7 +129,10 @@ function hostOf({ host, software = false }: TfjsOptions): EngineHost {
   return {
     load,
     nodeVersion: nodeVersion(),
-    software,
+    offer: async () => {
+      await explainWebGpu({ hardwareOnly: !software });
+      await offerGpu();
+    },
     ...host,
   };
 }

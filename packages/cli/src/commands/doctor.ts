@@ -50,7 +50,7 @@ async function examine(configFile: string | undefined) {
       webGpuReport(webgpu),
       await cpuReport(),
       cudaReport(cuda),
-      await gpuJsReport(webgpu),
+      ...(await libraryReports(webgpu)),
     ],
     webgpu,
     cuda,
@@ -87,24 +87,36 @@ function cudaReport(
     : { name: 'cuda', available: true, detail: cuda.description };
 }
 
-/**
- * The mode that gpu.js would take, and those before it. Another process has
- * tried WebGPU already: its word counts here.
- */
-async function gpuJsReport(webgpu: ProbeReport): Promise<BackendReport> {
+/** Ways in which a library computes, each with the reason why not here. */
+type Ways = readonly { readonly name: string; readonly reason?: string }[];
+
+/** The way that a library would take, and those before it. */
+function libraryReport(name: string, library: string, ways: Ways) {
+  const taken = ways.findIndex(({ reason }) => reason === undefined);
+  const available = taken >= 0;
+  const before = available ? ways.slice(0, taken) : ways;
+  const parts = [
+    ...(available ? [`${library}, ${ways[taken]?.name}`] : []),
+    ...before.map(({ name, reason }) => `passed over ${name}: ${reason}`),
+  ];
+  return { name, available, detail: parts.join('; ') };
+}
+
+/** Another process has tried WebGPU already: its word counts here. */
+async function libraryReports({
+  device,
+  reason = 'no GPU',
+}: ProbeReport): Promise<BackendReport[]> {
+  const { explainTfjs } = await import('@asa/backend-gpu/tfjs');
   const { explainGpuJs } = await import('@asa/backend-gpu/gpujs');
-  const { device, reason = 'no GPU' } = webgpu;
   const offer = async () => {
     if (device === undefined) throw new Error(reason);
   };
-  const modes = await explainGpuJs({ host: { offer } });
-  const passed = modes.flatMap(({ name, reason }) =>
-    reason === undefined ? [] : [`passed over ${name}: ${reason}`],
-  );
-  const taken = modes.find(({ reason }) => reason === undefined);
-  const parts = taken ? [`gpu.js, ${taken.name}`, ...passed] : passed;
-  const available = taken !== undefined;
-  return { name: 'gpujs', available, detail: parts.join('; ') };
+  const host = { offer };
+  return [
+    libraryReport('tfjs', 'TensorFlow.js', await explainTfjs({ host })),
+    libraryReport('gpujs', 'gpu.js', await explainGpuJs({ host })),
+  ];
 }
 
 async function cpuReport(): Promise<BackendReport> {
