@@ -12,7 +12,9 @@
 #define COMPRESSED 1
 #define SELECTED 2
 
+#ifndef ROWS
 #define ROWS (16 * WARPS)
+#endif
 #define THREADS (32 * WARPS)
 
 struct Call {
@@ -114,8 +116,9 @@ __device__ inline Columns none() { return {0, 0, 0}; }
 /** What a tile of rows walks over: slots `first .. end` of keys. */
 struct Walk {
   int first, end;
-  // Selected attention: the leader's list.
+  // Selected attention: the leader's list, and the sequence's keys.
   const int *list;
+  int keys;
 };
 
 /** The key position of a slot, -1 for none. */
@@ -125,7 +128,7 @@ __device__ inline int keyAt(const Call &u, const Sequence &s, const Walk &walk,
   if (VIEW != SELECTED) return slot;
   int block = walk.list[slot / u.blockSize];
   int position = block * u.blockSize + slot % u.blockSize;
-  return block >= 0 && position < s.keyCount ? position : -1;
+  return block >= 0 && position < walk.keys ? position : -1;
 }
 
 /**
@@ -147,7 +150,8 @@ __device__ inline bool openRows(const Call &u, const Sequence &s, int tile,
       bool isRow = rho < u.sharing * u.unitHeads && t >= past && t < s.keyCount;
       rows.set(u, s, threadIdx.x, isRow, t - past, head0 + rho % u.unitHeads);
     }
-    walk = {0, u.count * u.blockSize, listOf(u, s, leader, head0)};
+    walk = {0, u.count * u.blockSize, listOf(u, s, leader, head0),
+            s.keyCount};
     return true;
   }
   int firstQuery = tile * ROWS / u.unitHeads;
@@ -159,7 +163,7 @@ __device__ inline bool openRows(const Call &u, const Sequence &s, int tile,
              head0 + rho % u.unitHeads);
   }
   int lastQuery = min((tile * ROWS + ROWS - 1) / u.unitHeads, s.queryCount - 1);
-  walk = {firstSeen(u, past + firstQuery), lastSeen(u, past + lastQuery) + 1, 0};
+  walk = {firstSeen(u, past + firstQuery), lastSeen(u, past + lastQuery) + 1, 0, 0};
   return true;
 }
 

@@ -19,6 +19,7 @@ import {
   type KernelContext,
   typed,
 } from './context';
+import { flashForwardTile, flashLaunch, isLatent } from './flash';
 
 /** Which keys which rows see. */
 export interface View {
@@ -181,17 +182,35 @@ export function attend(
   view: View,
 ): void {
   const shape = shapeOf(operands);
-  const tile = requiredTile('forward', shape, view, context);
   if (!coversQueries(view.sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
     fillBits(context, lse, 0xff800000 | 0);
   }
+  const latent = isLatent(operands);
+  const flash = flashForwardTile(
+    shape,
+    latent,
+    view.rows,
+    listLength(view),
+    context.facts.sharedBytes,
+  );
+  if (flash) {
+    context.run({
+      file: 'flash-forward',
+      entry: 'flashForward',
+      ...flashLaunch(shape, view, latent, flash),
+      grid: rowGrid(shape, view, flash.rows),
+      arguments: [...call(operands, view), o, lse],
+    });
+    return;
+  }
+  const tile = requiredTile('forward', shape, view, context);
   context.run({
     file: 'attention-forward',
     entry: 'attentionForward',
     ...compiled(shape, view, tile),
-    grid: rowGrid(shape, view, tile),
+    grid: rowGrid(shape, view, 16 * tile.warps, tile.parts),
     arguments: [...call(operands, view), o, lse, i32(tile.parts)],
   });
 }
@@ -225,7 +244,7 @@ function queryGradients(
     file: 'attention-backward-queries',
     entry: 'attentionBackwardQueries',
     ...compiled(shape, view, tile),
-    grid: rowGrid(shape, view, tile),
+    grid: rowGrid(shape, view, 16 * tile.warps, tile.parts),
     arguments: [
       ...call(inputs, view),
       inputs.dO,
@@ -311,9 +330,10 @@ function compiled(
 function rowGrid(
   { heads }: AttentionShape,
   view: View,
-  { warps, parts }: Tile,
+  rows: number,
+  parts = 1,
 ): Launch['grid'] {
-  const tiles = view.rowTiles(16 * warps);
+  const tiles = view.rowTiles(rows);
   return [tiles * parts, heads / view.unitHeads, view.sequences.count];
 }
 
@@ -341,6 +361,11 @@ function call(operands: AttentionOperands, view: View): readonly Argument[] {
     i32(indices ? extent(indices, 1) : 1),
     i32(indices ? extent(indices, 2) : 1),
   ];
+}
+
+/** Blocks of a list of selected attention. */
+function listLength({ indices }: View): number {
+  return indices ? extent(indices, 2) : 0;
 }
 
 function coversQueries(sequences: Sequences, o: Tensor): boolean {

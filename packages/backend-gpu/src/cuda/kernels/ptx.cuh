@@ -23,6 +23,18 @@ __device__ inline unsigned short bfloatOfFloat(float x) {
   return y;
 }
 
+/** cvt (9.7.9.21): two numbers in one register, the first in its lower half. */
+__device__ inline unsigned halvesOfFloats(float low, float high) {
+  unsigned y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+__device__ inline unsigned bfloatsOfFloats(float low, float high) {
+  unsigned y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
 /** ex2 (9.7.3.22): 2^x within 2 ulp; subnormal numbers are 0. */
 __device__ inline float exp2Fast(float x) {
   float y;

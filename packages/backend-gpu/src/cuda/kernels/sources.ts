@@ -13,6 +13,8 @@ import common from './common.cuh';
 import compress from './compress.cu';
 import crossEntropy from './cross-entropy.cu';
 import fill from './fill.cu';
+import flash from './flash.cuh';
+import flashForward from './flash-forward.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
@@ -33,6 +35,7 @@ export const headers: Readonly<Record<string, string>> = {
   'common.cuh': common,
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
+  'flash.cuh': flash,
 };
 
 export const sources = {
@@ -47,6 +50,7 @@ export const sources = {
   compress,
   'cross-entropy': crossEntropy,
   fill,
+  'flash-forward': flashForward,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
   'linear-attention': linearAttention,

@@ -1,0 +1,308 @@
+// The tiles of attention in 16-bit types whose widths the compiler knows. They
+// come from device memory by cp.async while the tiles before them are computed
+// with, and lie in shared memory without padding. What the softmax makes of
+// scores stays in registers: the accumulators of two products side by side are
+// a first operand of the next product.
+//
+// A block of threads has ROWS rows against N keys at a time. Its warps share
+// out the rows, 16 ROW_TILES each; where there are fewer rows than that, they
+// share out the keys as well, each with a softmax of its own.
+#pragma once
+#include "attention-tile.cuh"
+
+constexpr int KEY = WIDTH + ROPE;
+constexpr int ROW_WARPS = ROWS / 16 < WARPS ? ROWS / 16 : WARPS;
+constexpr int ROW_TILES = ROWS / 16 / ROW_WARPS;
+constexpr int KEY_WARPS = WARPS / ROW_WARPS;
+/** Keys of a tile that a warp computes with. */
+constexpr int SPAN = N / KEY_WARPS;
+/** Where each warp has its own keys it loads them alone, and waits for none. */
+constexpr int LOADERS = ROW_WARPS == 1 ? 32 : THREADS;
+constexpr int LOADED = N / (THREADS / LOADERS);
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+/**
+ * A tile of rows of W elements. ldmatrix reads 16-byte pieces of eight rows at
+ * a time: those must lie in different groups of 4 banks, so the pieces of a
+ * row change places by the row's number.
+ */
+template <int W> struct Tile {
+  static_assert(W % 16 == 0, "whole pieces for ldmatrix");
+  static constexpr int PIECES = W / 8;
+  static constexpr int SPREAD =
+      PIECES % 8 == 0 ? 8 : PIECES % 4 == 0 ? 4 : 2;
+
+  __device__ static int turn(int row) { return row / (8 / SPREAD) % SPREAD; }
+  __device__ static int at(int row, int piece) {
+    return row * W + (piece ^ turn(row)) * 8;
+  }
+};
+
+/** A lane's row of a tile, for ldmatrix: what depends on the lane, once. */
+template <int W> struct Lane {
+  const T *row;
+  int turn;
+
+  /** `later`: the lane wants the second of two pieces. */
+  __device__ Lane(const T *tile, int i, int later)
+      : row(tile + i * W), turn(Tile<W>::turn(i) ^ later) {}
+
+  /** Four matrices from row `down`, of 8 or more, and columns 16 `pair`. */
+  template <bool TRANSPOSED>
+  __device__ void load(unsigned (&x)[4], int down, int pair) const {
+    constexpr int SPREAD = Tile<W>::SPREAD;
+    int piece = 2 * pair;
+    int place = piece / SPREAD * SPREAD + (piece % SPREAD ^ turn);
+    loadMatrices<TRANSPOSED>(x, row + down * W + place * 8);
+  }
+};
+
+/** Rows as the first operand; as the second; as the second, transposed. */
+template <int W> __device__ inline Lane<W> firstOperand(const T *tile) {
+  int lane = threadIdx.x % 32;
+  return Lane<W>(tile, lane % 16, lane / 16);
+}
+template <int W> __device__ inline Lane<W> secondOperand(const T *tile) {
+  int lane = threadIdx.x % 32;
+  return Lane<W>(tile, lane / 16 * 8 + lane % 8, lane / 8 % 2);
+}
+template <int W> __device__ inline Lane<W> secondTransposed(const T *tile) {
+  int lane = threadIdx.x % 32;
+  return Lane<W>(tile, lane % 16, lane / 16);
+}
+
+__device__ inline unsigned pair(float low, float high, bf16) {
+  return bfloatsOfFloats(low, high);
+}
+__device__ inline unsigned pair(float low, float high, f16) {
+  return halvesOfFloats(low, high);
+}
+
+/** Columns 16 k of accumulators as a first operand. */
+template <int TILES>
+__device__ inline void operandOf(unsigned (&a)[4], const float (&x)[TILES][4],
+                                 int k) {
+  a[0] = pair(x[2 * k][0], x[2 * k][1], T());
+  a[1] = pair(x[2 * k][2], x[2 * k][3], T());
+  a[2] = pair(x[2 * k + 1][0], x[2 * k + 1][1], T());
+  a[3] = pair(x[2 * k + 1][2], x[2 * k + 1][3], T());
+}
+
+/** sums += a b, of 16 columns of b. */
+template <int TILES>
+__device__ inline void multiply(float (&sums)[TILES][4], int n,
+                                const unsigned (&a)[4],
+                                const unsigned (&b)[4]) {
+  mma(sums[2 * n], a, b[0], b[1], T());
+  mma(sums[2 * n + 1], a, b[2], b[3], T());
+}
+
+/**
+ * sums += a b^T of a warp's row tiles, over DEPTH columns: `first(x, m, k)`
+ * loads columns 16 k of row tile m, `second` the rows of b. UNROLLED steps at a
+ * time: the addresses of four repeat, and more take registers.
+ */
+template <int COLUMNS, int DEPTH, int UNROLLED, int W, typename First>
+__device__ inline void multiplyRows(float (&sums)[ROW_TILES][COLUMNS / 8][4],
+                                    First first, const Lane<W> &second) {
+#pragma unroll UNROLLED
+  for (int k = 0; k < DEPTH / 16; k++) {
+    unsigned a[ROW_TILES][4];
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; m++) first(a[m], m, k);
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 16; n++) {
+      unsigned b[4];
+      second.template load<false>(b, 16 * n, k);
+#pragma unroll
+      for (int m = 0; m < ROW_TILES; m++) multiply(sums[m], n, a[m], b);
+    }
+  }
+}
+
+/** sums += p b of a warp's row tiles, with p in accumulators. */
+template <int COLUMNS, int DEPTH, int W>
+__device__ inline void multiplyColumns(float (&sums)[ROW_TILES][COLUMNS / 8][4],
+                                       const float (&p)[ROW_TILES][DEPTH / 8][4],
+                                       const Lane<W> &second) {
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    unsigned a[ROW_TILES][4];
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; m++) operandOf(a[m], p[m], k);
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 16; n++) {
+      unsigned b[4];
+      second.template load<true>(b, 16 * k, n);
+#pragma unroll
+      for (int m = 0; m < ROW_TILES; m++) multiply(sums[m], n, a[m], b);
+    }
+  }
+}
+
+template <int COLUMNS>
+__device__ inline void clear(float (&sums)[ROW_TILES][COLUMNS][4]) {
+#pragma unroll
+  for (int m = 0; m < ROW_TILES; m++) clear(sums[m]);
+}
+
+/**
+ * Starts to copy COLUMNS elements of COUNT rows to the tile's columns from
+ * FIRST on. Row i is row `rowOf(i)` of `base`, zeros where that is negative;
+ * BY threads share the work, of which this is number `thread`.
+ */
+template <int W, int COUNT, int FIRST, int COLUMNS, int BY, typename RowOf>
+__device__ inline void copyRows(T *tile, int thread, const T *base, int stride,
+                                RowOf rowOf) {
+  constexpr int PIECES = COLUMNS / 8;
+  // Where a thread keeps its column, only rows have to be counted.
+  constexpr bool KEEPS = BY % PIECES == 0;
+#pragma unroll
+  for (int n = 0; n < (COUNT * PIECES + BY - 1) / BY; n++) {
+    int x = thread + n * BY;
+    int i = KEEPS ? thread / PIECES + n * (BY / PIECES) : x / PIECES;
+    int piece = KEEPS ? thread % PIECES : x % PIECES;
+    if (COUNT * PIECES % BY > 0 && i >= COUNT) break;
+    int row = rowOf(i);
+    cpAsync16(tile + Tile<W>::at(i, FIRST / 8 + piece),
+              base + (i64)row * stride + piece * 8, row >= 0);
+  }
+}
+
+/** The rows of a tile of queries, or of what has its width. */
+template <int W, int FIRST, int COLUMNS>
+__device__ inline void copyQueries(T *tile, const T *base,
+                                   const RowTable<ROWS> &rows) {
+  copyRows<W, ROWS, FIRST, COLUMNS, THREADS>(
+      tile, threadIdx.x, base, COLUMNS, [&](int i) { return rows.index[i]; });
+}
+
+/** Keys and values of a unit from position 0 of its sequence on. */
+struct Source {
+  const T *k, *kRope, *v;
+  int keyStride, valueStride;
+};
+
+__device__ inline Source sourceOf(const Call &u, const Sequence &s, int head) {
+  i64 start = keyStart(s);
+  return {u.k + (start * u.keyHeads + head) * WIDTH, u.kRope + start * ROPE,
+          u.v + (start * u.keyHeads + head) * VALUE, u.keyHeads * WIDTH,
+          u.keyHeads * VALUE};
+}
+
+/** The key position of a slot of a walk, -1 for none. */
+__device__ inline int positionOf(const Walk &walk, int slot) {
+  if (slot >= walk.end) return -1;
+  if (VIEW != SELECTED) return slot;
+  int block = walk.list[slot / BLOCK];
+  int position = block * BLOCK + slot % BLOCK;
+  return block >= 0 && position < walk.keys ? position : -1;
+}
+
+/**
+ * Starts to copy the keys of slots `base ..`, values behind them; LATENT: a
+ * key's first columns are its value.
+ */
+__device__ inline void copyKeys(T *stage, const Source &from, const Walk &walk,
+                                int base) {
+  int thread = threadIdx.x % LOADERS;
+  int first = threadIdx.x / LOADERS * LOADED;
+  auto rowOf = [&](int i) { return positionOf(walk, base + first + i); };
+  T *tileK = stage + first * KEY;
+  copyRows<KEY, LOADED, 0, WIDTH, LOADERS>(tileK, thread, from.k, from.keyStride,
+                                           rowOf);
+#if ROPE > 0
+  copyRows<KEY, LOADED, WIDTH, ROPE, LOADERS>(tileK, thread, from.kRope, ROPE,
+                                              rowOf);
+#endif
+#if !LATENT
+  copyRows<VALUE, LOADED, 0, VALUE, LOADERS>(stage + N * KEY + first * VALUE,
+                                             thread, from.v, from.valueStride,
+                                             rowOf);
+#endif
+}
+
+/** Elements of keys and values of one tile. */
+constexpr int STAGE = N * (KEY + (LATENT ? 0 : VALUE));
+
+/** Until the copies of the thread's loaders are there for all of them. */
+template <int PENDING> __device__ inline void awaitCopies() {
+  cpAsyncWait<PENDING>();
+  if (LOADERS == 32) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
+
+/** The selected blocks of a walk, in shared memory; those of -1 end it. */
+__device__ inline void keepList(const Call &u, Walk &walk, int *list) {
+  for (int n = threadIdx.x; n < u.count; n += THREADS) list[n] = walk.list[n];
+  __syncthreads();
+  int count = u.count;
+  while (count > 0 && list[count - 1] < 0) count--;
+  walk = {0, count * BLOCK, list, walk.keys};
+}
+
+__device__ inline int warpLeast(int x) {
+  for (int reach = 16; reach > 0; reach /= 2) {
+    x = min(x, __shfl_xor_sync(0xffffffff, x, reach));
+  }
+  return x;
+}
+__device__ inline int warpMost(int x) { return ~warpLeast(~x); }
+
+/** What all rows of a warp see, and what some of them do. */
+struct Sight {
+  int first, last, someFirst, someLast;
+
+  /** All lanes write the same. */
+  __device__ void set(const RowTable<ROWS> &rows, int warpRow) {
+    int row = warpRow + threadIdx.x % 32 % (16 * ROW_TILES);
+    bool isRow = rows.index[row] >= 0;
+    first = warpMost(isRow ? rows.first[row] : 0);
+    last = warpLeast(isRow ? rows.last[row] : 1 << 30);
+    someFirst = warpLeast(isRow ? rows.first[row] : 1 << 30);
+    someLast = warpMost(isRow ? rows.last[row] : -1);
+  }
+
+  /** Whether no row sees any of COUNT slots, and whether all rows see all. */
+  template <int COUNT>
+  __device__ void look(const Walk &walk, int base, bool &none,
+                       bool &whole) const {
+    if (VIEW != SELECTED) {
+      int end = base + COUNT - 1;
+      none = base > someLast || end < someFirst;
+      whole = base >= first && end <= last;
+      return;
+    }
+    bool outside = true;
+    bool inside = true;
+    for (int i = threadIdx.x % 32; i < COUNT; i += 32) {
+      int at = positionOf(walk, base + i);
+      outside = outside && (at < 0 || at > someLast);
+      inside = inside && at >= 0 && at <= last;
+    }
+    none = __all_sync(0xffffffff, outside);
+    whole = __all_sync(0xffffffff, inside);
+  }
+};
+
+/** x = low everywhere that a row does not see the key of its column. */
+template <int COUNT>
+__device__ inline void hideUnseen(float (&x)[COUNT / 8][4], float low,
+                                  const RowTable<ROWS> &rows, int firstRow,
+                                  const Walk &walk, int base) {
+  int row = firstRow + laneRow();
+  int first[2] = {rows.first[row], rows.first[row + 8]};
+  int last[2] = {rows.last[row], rows.last[row + 8]};
+#pragma unroll
+  for (int n = 0; n < COUNT / 8; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int at = positionOf(walk, base + 8 * n + laneColumn() + e % 2);
+      if (at < first[e / 2] || at > last[e / 2] || at < 0) x[n][e] = low;
+    }
+  }
+}

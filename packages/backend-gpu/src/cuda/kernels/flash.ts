@@ -1,0 +1,121 @@
+/**
+ * Which shapes attention in 16-bit types takes its fast kernels for, and how
+ * those are cut. Their widths are compiled in, so a model's first step
+ * compiles them.
+ */
+import type { AttentionOperands } from '@asa/core';
+import type { Launch } from '../launch';
+import type { AttentionShape, View } from './attention-tile';
+
+export interface FlashTile {
+  readonly rows: number;
+  readonly warps: number;
+  /** Keys at a time, and tiles of them in shared memory. */
+  readonly keys: number;
+  readonly stages: number;
+  /** Blocks of threads that one multiprocessor should hold. */
+  readonly blocks: number;
+  readonly sharedBytes: number;
+}
+
+type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
+
+/** ldmatrix takes 16 columns at a time; sums of more do not fit registers. */
+const isFlashWidth = (width: number) => width % 16 === 0 && width <= 256;
+
+/** Rows and key tables of a block, which are not asked for. */
+const TABLE_BYTES = 4096;
+
+/**
+ * The cut of the forward pass; none where the shape is for the kernels of any
+ * width: f32, widths that are no multiples of 16, and very wide ones.
+ * @param rows how many there are to share a tile.
+ */
+export function flashForwardTile(
+  shape: AttentionShape,
+  isLatent: boolean,
+  rows: number,
+  listLength: number,
+  sharedBytes: number,
+): FlashTile | undefined {
+  const { width, ropeWidth, valueWidth, dtype } = shape;
+  const keyWidth = width + ropeWidth;
+  if (dtype === 'f32' || dtype === 'f64') return undefined;
+  if (![width, ropeWidth, valueWidth, keyWidth].every(isFlashWidth)) {
+    return undefined;
+  }
+  for (const cut of forwardCuts(keyWidth, valueWidth, rows)) {
+    const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
+    const keyWarps = Math.max(1, (16 * cut.warps) / cut.rows);
+    const needed = (stages: number) =>
+      Math.max(
+        2 * (stages * stage + cut.rows * keyWidth) + 4 * listLength,
+        2 * cut.rows * valueWidth,
+        // Parts of rows whose keys were shared out, in f32.
+        keyWarps > 1 ? 4 * keyWarps * cut.rows * (valueWidth + 8) : 0,
+      );
+    const room = sharedBytes - TABLE_BYTES;
+    if (needed(2) <= room) {
+      return { ...cut, stages: 2, sharedBytes: needed(2) };
+    }
+  }
+  return undefined;
+}
+
+/** The fastest that registers allow, then smaller ones for little memory. */
+function forwardCuts(
+  keyWidth: number,
+  valueWidth: number,
+  rows: number,
+): readonly Cut[] {
+  const isWide = keyWidth > 192 || valueWidth > 128;
+  const blocks = isWide ? 1 : 3;
+  const few: readonly Cut[] =
+    rows <= 16
+      ? [{ rows: 16, warps: 4, keys: 64, blocks }]
+      : rows <= 32
+        ? [{ rows: 32, warps: 4, keys: 64, blocks }]
+        : [{ rows: 64, warps: 4, keys: 64, blocks }];
+  // Two tiles of rows a warp read each key half as often.
+  const many: readonly Cut[] =
+    rows > 64 && !isWide ? [{ rows: 128, warps: 4, keys: 64, blocks: 2 }] : [];
+  const narrow = few.map((cut) => ({
+    ...cut,
+    // A warp has 16 keys or more.
+    warps: Math.min(cut.warps, cut.rows / 8),
+    keys: 32,
+    blocks: 1,
+  }));
+  return [...many, ...few, ...narrow];
+}
+
+/** Keys and values are the same rows: each is loaded once. */
+export function isLatent({ k, v }: AttentionOperands): boolean {
+  return k.storage === v.storage && k.shape.every((n, i) => n === v.shape[i]);
+}
+
+export function flashLaunch(
+  { width, ropeWidth, valueWidth, dtype }: AttentionShape,
+  { kind, blockSize = 1 }: View,
+  latent: boolean,
+  { rows, warps, keys, stages, blocks, sharedBytes }: FlashTile,
+): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
+  return {
+    defines: {
+      T: dtype,
+      VIEW: kind,
+      WARPS: warps,
+      ROWS: rows,
+      N: keys,
+      STAGES: stages,
+      BLOCKS: blocks,
+      WIDTH: width,
+      ROPE: ropeWidth,
+      VALUE: valueWidth,
+      LATENT: latent ? 1 : 0,
+      BLOCK: blockSize,
+    },
+    threads: [32 * warps],
+    sharedBytes,
+  };
+}

@@ -1,0 +1,296 @@
+/**
+ * The fast kernels of attention in 16-bit types, in the shapes that they are
+ * for: every cut of rows and keys, each at ends that no tile divides.
+ */
+import { openCpu } from '@asa/backend-cpu';
+import { type CudaBackend, openCuda } from '@asa/backend-gpu/cuda';
+import {
+  type Backend,
+  type FloatType,
+  type OperatorName,
+  Random,
+  Sequences,
+} from '@asa/core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { judgeCall } from '../../packages/core/src/verify/differential';
+import {
+  referenceOn,
+  type ValuesByName,
+} from '../../packages/core/src/verify/run-operator';
+import { type Values, valuesOf } from '../../packages/core/src/verify/values';
+
+interface Form {
+  readonly heads: number;
+  readonly groups: number;
+  readonly width: number;
+  readonly rope?: number;
+  /** None: keys and values are one tensor. */
+  readonly value?: number;
+  readonly counts: readonly { queries: number; keys?: number }[];
+  readonly window?: number;
+  readonly length?: number;
+  readonly stride?: number;
+  readonly blockSize?: number;
+  readonly sharing?: number;
+  readonly count?: number;
+  /** Rows that belong to no sequence. */
+  readonly tail?: number;
+}
+
+const forms: Readonly<Record<string, Form>> = {
+  'one group of 16 heads, grouped queries': {
+    heads: 16,
+    groups: 1,
+    width: 64,
+    value: 64,
+    counts: [{ queries: 5, keys: 133 }, { queries: 37 }],
+    tail: 1,
+  },
+  'NSA: two groups of 16 heads of width 128': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 131 }],
+    window: 40,
+    length: 32,
+    stride: 16,
+    blockSize: 64,
+    count: 4,
+  },
+  'ASA: latent keys with rotary columns, four queries a list': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 75 }, { queries: 9, keys: 150 }],
+    window: 33,
+    sharing: 4,
+    count: 5,
+  },
+  'many heads of their own keys, odd widths': {
+    heads: 3,
+    groups: 3,
+    width: 96,
+    rope: 16,
+    value: 48,
+    counts: [{ queries: 167 }, { queries: 1 }, { queries: 64, keys: 70 }],
+    window: 65,
+    count: 4,
+  },
+  'eight heads, two queries a list': {
+    heads: 16,
+    groups: 2,
+    width: 16,
+    value: 16,
+    counts: [{ queries: 65 }, { queries: 130 }],
+    window: 1,
+    length: 8,
+    stride: 4,
+    blockSize: 8,
+    sharing: 2,
+    count: 6,
+  },
+  'wide keys and values': {
+    heads: 4,
+    groups: 1,
+    width: 192,
+    rope: 64,
+    value: 256,
+    counts: [{ queries: 33, keys: 47 }],
+    count: 3,
+  },
+};
+
+const backwardOf: Partial<Record<OperatorName, OperatorName>> = {
+  attentionBackward: 'attention',
+  compressedAttentionBackward: 'compressedAttention',
+  selectedAttentionBackward: 'selectedAttention',
+};
+const operators: readonly OperatorName[] = [
+  'attention',
+  'compressedAttention',
+  'selectedAttention',
+  'blockImportance',
+  'selectBlocks',
+  'attentionBackward',
+  'compressedAttentionBackward',
+  'selectedAttentionBackward',
+];
+const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
+  operators.flatMap((operator) =>
+    Object.keys(forms).map((name) => [operator, dtype, name] as const),
+  ),
+);
+
+const isThere = await openCuda({ cacheFolder: null }).then(
+  (backend) => backend.destroy().then(() => true),
+  () => false,
+);
+
+describe.skipIf(!isThere)('fast attention on CUDA', () => {
+  let backend: CudaBackend;
+  let reference: Backend;
+
+  beforeAll(async () => {
+    backend = await openCuda({ poison: true });
+    reference = await openCpu({ poison: true });
+  });
+  afterAll(async () => {
+    await backend.destroy();
+    await reference.destroy();
+  });
+
+  test.for(cases)(
+    '%s in %s: %s',
+    { timeout: 300_000 },
+    async ([operator, dtype, name]) => {
+      const form = forms[name] as Form;
+      const { inputs, attributes } = await callOf(
+        operator,
+        form,
+        dtype,
+        reference,
+      );
+      const call = { operator, attributes, inputs: {} };
+      const judged = await judgeCall(
+        { backend, reference },
+        call,
+        inputs,
+        dtype,
+      );
+      expect(judged).toMatchObject({ percent: expect.any(Number) });
+      if (process.env.ASA_SHOW) console.log(operator, name, judged);
+      expect(judged).not.toHaveProperty('detail');
+    },
+  );
+});
+
+async function callOf(
+  operator: OperatorName,
+  form: Form,
+  dtype: FloatType,
+  reference: Backend,
+): Promise<{ inputs: ValuesByName; attributes: unknown }> {
+  const { length = 16, stride = 16, blockSize = 16, sharing = 1 } = form;
+  const random = Random.fromSeed(7);
+  const data = (...shape: number[]): Values => {
+    const size = shape.reduce((n, d) => n * d, 1);
+    const values = Float64Array.from({ length: size }, () => random.normal());
+    return valuesOf(shape, values, dtype);
+  };
+  const blocking = { length, stride, sharing };
+  const sequences = Sequences.packed(form.counts, blocking);
+  const base = backwardOf[operator] ?? operator;
+  const isSelf = base === 'attention' || base === 'selectedAttention';
+  const { tail = 0, heads, groups, width, rope } = form;
+  const queries = sequences.queryRows + tail;
+  const keys =
+    (isSelf ? sequences.keyRows : sequences.blockRows(blocking)) + tail;
+  const q = data(queries, heads, width);
+  const k = data(keys, groups, width);
+  const inputs: Record<string, Values> = {
+    q,
+    k,
+    v: form.value ? data(keys, groups, form.value) : k,
+    ...(rope && {
+      qRope: data(queries, heads, rope),
+      kRope: data(keys, 1, rope),
+    }),
+  };
+  const scale = 1.5 / Math.sqrt(width + (rope ?? 0));
+  const oracle = referenceOn(reference);
+  const pooled = { sequences, scale, length, stride };
+  if (base === 'attention') {
+    const attributes = { sequences, scale, window: form.window };
+    return withGradient(operator, base, inputs, attributes);
+  }
+  if (base === 'compressedAttention') {
+    return withGradient(operator, base, inputs, pooled);
+  }
+  const { count = 4 } = form;
+  if (base === 'selectedAttention') {
+    const lists = listsOf(sequences, { ...form, count, blockSize, sharing });
+    const attributes = { sequences, scale, blockSize, sharing };
+    return withGradient(
+      operator,
+      base,
+      { ...inputs, indices: lists },
+      attributes,
+    );
+  }
+  const { lse } = await oracle('compressedAttention', inputs, pooled);
+  const { v: _, ...ranked } = inputs;
+  const ranking = { ...pooled, groups, blockSize, sharing };
+  const known = valuesOf([queries, heads], lse?.data as Float64Array, 'f32');
+  if (operator === 'blockImportance') {
+    return { inputs: { ...ranked, lse: known }, attributes: ranking };
+  }
+  const previous = listsOf(sequences, { ...form, count, blockSize, sharing });
+  const first = {
+    shape: [sequences.count, groups, count],
+    dtype: 'i32' as const,
+    data: previous.data.slice(
+      0,
+      sequences.count * groups * count,
+    ) as Int32Array,
+  };
+  return {
+    inputs: { ...ranked, lse: known, previous: first },
+    attributes: { ...ranking, count, initial: 1, local: 2 },
+  };
+
+  async function withGradient(
+    operator: OperatorName,
+    base: OperatorName,
+    inputs: ValuesByName,
+    attributes: unknown,
+  ) {
+    if (operator === base) return { inputs, attributes };
+    const { o, lse } = await oracle(base, inputs, attributes);
+    const size = [queries, heads, form.value ?? width];
+    const all = {
+      ...inputs,
+      o: valuesOf(size, o?.data as Float64Array, dtype),
+      lse: valuesOf([queries, heads], lse?.data as Float64Array, 'f32'),
+      dO: data(...size),
+    };
+    return { inputs: all, attributes };
+  }
+}
+
+/** Each leader's own block and some before it, ascending, then -1. */
+function listsOf(
+  sequences: Sequences,
+  {
+    groups,
+    count,
+    blockSize,
+    sharing,
+  }: Form & Required<Pick<Form, 'count' | 'blockSize' | 'sharing'>>,
+): Values {
+  const random = Random.fromSeed(11);
+  const shape = [sequences.leaderRows(sharing), groups, count];
+  const data = new Int32Array(shape.reduce((n, d) => n * d, 1)).fill(-1);
+  for (const { leaderStart, queryCount, keyCount } of sequences.list) {
+    const first = keyCount - queryCount;
+    for (let t = first; t < keyCount; t++) {
+      const leader = Math.floor(t / sharing) - Math.floor(first / sharing);
+      const own = Math.floor(t / blockSize);
+      for (let g = 0; g < groups; g++) {
+        const chosen = new Set([own, 0]);
+        while (chosen.size < Math.min(count, own + 1)) {
+          chosen.add(Math.floor(random.uniform() * own));
+        }
+        const list = [...chosen].sort((a, b) => a - b);
+        data.fill(
+          -1,
+          ((leaderStart + leader) * groups + g) * count,
+          ((leaderStart + leader) * groups + g + 1) * count,
+        );
+        data.set(list, ((leaderStart + leader) * groups + g) * count);
+      }
+    }
+  }
+  return { shape, dtype: 'i32', data };
+}
