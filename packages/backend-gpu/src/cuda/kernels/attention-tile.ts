@@ -48,6 +48,13 @@ export interface View {
   readonly sharing?: number;
 }
 
+/** What kernels are told of a view. */
+export type CallView = Pick<
+  View,
+  'kind' | 'sequences' | 'scale' | 'unitHeads'
+> &
+  Partial<View>;
+
 export interface AttentionShape {
   readonly heads: number;
   readonly keyHeads: number;
@@ -338,7 +345,10 @@ function rowGrid(
 }
 
 /** The kernels' structure of that name. */
-function call(operands: AttentionOperands, view: View): readonly Argument[] {
+export function call(
+  operands: AttentionOperands,
+  view: CallView,
+): readonly Argument[] {
   const { q, k, v, qRope, kRope } = operands;
   const { heads, keyHeads, width, ropeWidth, valueWidth, dtype } =
     shapeOf(operands);

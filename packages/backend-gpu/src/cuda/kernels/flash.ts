@@ -3,9 +3,10 @@
  * those are cut. Their widths are compiled in, so a model's first step
  * compiles them.
  */
-import type { AttentionOperands } from '@asa/core';
+import type { AttentionOperands, RankingAttributes } from '@asa/core';
+import type { DeviceFacts } from '../driver';
 import type { Launch } from '../launch';
-import type { AttentionShape, View } from './attention-tile';
+import type { AttentionShape, CallView } from './attention-tile';
 
 export interface FlashTile {
   readonly rows: number;
@@ -23,6 +24,12 @@ type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
 /** ldmatrix takes 16 columns at a time; sums of more do not fit registers. */
 const isFlashWidth = (width: number) => width % 16 === 0 && width <= 256;
 
+function isFlashShape(shape: AttentionShape): boolean {
+  const { width, ropeWidth, valueWidth, dtype } = shape;
+  const widths = [width, ropeWidth, valueWidth, width + ropeWidth];
+  return (dtype === 'f16' || dtype === 'bf16') && widths.every(isFlashWidth);
+}
+
 /** Rows and key tables of a block, which are not asked for. */
 const TABLE_BYTES = 4096;
 
@@ -38,12 +45,9 @@ export function flashForwardTile(
   listLength: number,
   sharedBytes: number,
 ): FlashTile | undefined {
-  const { width, ropeWidth, valueWidth, dtype } = shape;
+  if (!isFlashShape(shape)) return undefined;
+  const { width, ropeWidth, valueWidth } = shape;
   const keyWidth = width + ropeWidth;
-  if (dtype === 'f32' || dtype === 'f64') return undefined;
-  if (![width, ropeWidth, valueWidth, keyWidth].every(isFlashWidth)) {
-    return undefined;
-  }
   for (const cut of forwardCuts(keyWidth, valueWidth, rows)) {
     const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
     const keyWarps = Math.max(1, (16 * cut.warps) / cut.rows);
@@ -89,6 +93,46 @@ function forwardCuts(
   return [...many, ...few, ...narrow];
 }
 
+/** Keys of a tile of importance. */
+const RANKED_KEYS = 64;
+
+/**
+ * How the importance of so many leaders is cut: of each a row tile for 16 heads;
+ * none where the shape is for the kernel of any width.
+ */
+export function importanceTile(
+  shape: AttentionShape,
+  attributes: RankingAttributes,
+  leaders: number,
+  { sharedBytes }: DeviceFacts,
+): (FlashTile & { headTiles: number; leaders: number }) | undefined {
+  if (!isFlashShape({ ...shape, valueWidth: 16 })) return undefined;
+  const { groups, length, stride, blockSize } = attributes;
+  const share = shape.heads / groups;
+  const headTiles = Math.ceil(share / 16);
+  // A group's heads must share their keys and a warp, a block's probabilities a
+  // tile and the end of the one before.
+  const isSmall = headTiles <= 2 && length / stride <= 33;
+  const isWhole =
+    groups % shape.keyHeads === 0 && RANKED_KEYS % (blockSize / stride) === 0;
+  // Few leaders, as in decoding, would leave most rows empty.
+  if (!isSmall || !isWhole || leaders < 4) return undefined;
+  const keyWidth = shape.width + shape.ropeWidth;
+  const [rows, stages] = [128, 2];
+  const needed = 2 * keyWidth * (rows + stages * RANKED_KEYS);
+  if (needed + 2 * TABLE_BYTES > sharedBytes) return undefined;
+  return {
+    rows,
+    warps: 4,
+    keys: RANKED_KEYS,
+    stages,
+    blocks: keyWidth > 128 ? 2 : 3,
+    sharedBytes: needed,
+    headTiles,
+    leaders: rows / 16 / headTiles,
+  };
+}
+
 /** Keys and values are the same rows: each is loaded once. */
 export function isLatent({ k, v }: AttentionOperands): boolean {
   return k.storage === v.storage && k.shape.every((n, i) => n === v.shape[i]);
@@ -96,7 +140,7 @@ export function isLatent({ k, v }: AttentionOperands): boolean {
 
 export function flashLaunch(
   { width, ropeWidth, valueWidth, dtype }: AttentionShape,
-  { kind, blockSize = 1 }: View,
+  { kind, blockSize = 1 }: CallView,
   latent: boolean,
   { rows, warps, keys, stages, blocks, sharedBytes }: FlashTile,
 ): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {

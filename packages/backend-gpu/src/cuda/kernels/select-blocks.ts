@@ -3,14 +3,24 @@ import {
   leaderCount,
   type RankingAttributes,
   type RankingOperands,
+  type SelectBlocksAttributes,
+  type Tensor,
 } from '@asa/core';
-import { type Argument, f32, i32, type Launch } from '../launch';
+import { type Argument, f32, i32 } from '../launch';
 import {
   type AttentionShape,
+  call,
   greatestCommonDivisor,
   shapeOf,
 } from './attention-tile';
-import { extent, fillBits, type KernelContext, type Kernels } from './context';
+import {
+  elementwise,
+  extent,
+  fillBits,
+  type KernelContext,
+  type Kernels,
+} from './context';
+import { flashLaunch, importanceTile } from './flash';
 
 /** As in the kernel. */
 const THREADS = 128;
@@ -26,61 +36,131 @@ export const selectBlocksKernels = (
 ): Kernels<'blockImportance' | 'selectBlocks'> => ({
   blockImportance(inputs, { importance }, attributes) {
     context.clear(importance);
-    rank(context, inputs, attributes, 'blockImportance', [
+    const ranks = {
       importance,
-      i32(extent(importance, 2)),
-    ]);
+      places: extent(importance, 2),
+      first: 0,
+      count: mostLeaders(attributes),
+      perSequence: 0,
+    };
+    rank(context, inputs, attributes, ranks);
   },
 
   /** F, then the best others by (P descending, j ascending); ascending */
   selectBlocks({ previous, ...inputs }, { indices }, attributes) {
-    const { count, initial, local } = attributes;
     // No block.
     fillBits(context, indices, -1);
-    rank(context, inputs, attributes, 'selectBlocks', [
-      previous,
-      indices,
-      ...[count, initial, local].map(i32),
-    ]);
+    const { sequences, groups, blockSize } = attributes;
+    const places = Math.ceil(sequences.keyRoom / blockSize);
+    const perLeader = groups * places * sequences.count;
+    const leaders = mostLeaders(attributes);
+    const step = stepOf(leaders, 4 * perLeader);
+    for (let first = 0; first < leaders; first += step) {
+      const count = Math.min(step, leaders - first);
+      const importance = context.scratch(count * perLeader, 'f32');
+      const ranks = { importance, places, first, count, perSequence: count };
+      rank(context, inputs, attributes, ranks);
+      choose(context, previous, indices, attributes, ranks);
+      importance.free();
+    }
   },
 });
 
-/** A block of threads a leader and group; behind `Ranking`, `rest`. */
-function rank(
-  context: KernelContext,
-  inputs: RankingOperands,
-  attributes: RankingAttributes,
-  entry: string,
-  rest: readonly Argument[],
-): void {
-  const { sequences, groups, sharing, blockSize } = attributes;
-  const shape = shapeOf({ ...inputs, v: inputs.k });
-  const leaders = Math.max(
+/** Rows of importance of leaders `first .. first + count` of each sequence. */
+interface Ranks {
+  readonly importance: Tensor;
+  readonly places: number;
+  readonly first: number;
+  readonly count: number;
+  /** 0: rows are numbered as lists are. */
+  readonly perSequence: number;
+}
+
+/** The kernels' structure of that name. */
+const ranksOf = (groups: number, ranks: Ranks): readonly Argument[] =>
+  [groups, ranks.places, ranks.first, ranks.perSequence].map(i32);
+
+/** Leaders of the sequence that has most. */
+function mostLeaders({ sequences, sharing }: RankingAttributes): number {
+  return Math.max(
     0,
     ...sequences.list.map(({ keyCount, queryCount }) =>
       leaderCount(keyCount - queryCount, queryCount, sharing),
     ),
   );
+}
+
+/** Leaders at a time, in whole tiles, where each needs so much scratch memory. */
+function stepOf(leaders: number, bytes: number): number {
+  const step = Math.floor(SCRATCH_BYTES / bytes);
+  return Math.min(leaders, step < 8 ? Math.max(1, step) : step - (step % 8));
+}
+
+function rank(
+  context: KernelContext,
+  inputs: RankingOperands,
+  attributes: RankingAttributes,
+  ranks: Ranks,
+): void {
+  const shape = shapeOf({ ...inputs, v: inputs.k });
+  const tile = importanceTile(shape, attributes, ranks.count, context.facts);
+  if (!tile) {
+    rankAnyWidth(context, inputs, attributes, ranks);
+    return;
+  }
+  const { sequences, groups, scale, length, stride } = attributes;
+  const { blockSize, sharing } = attributes;
+  const view = {
+    ...({ kind: 'COMPRESSED', sequences, scale, length, stride } as const),
+    ...{ blockSize, sharing, unitHeads: shape.heads / groups },
+  };
+  const { defines, threads, sharedBytes } = flashLaunch(
+    { ...shape, valueWidth: 16 },
+    view,
+    true,
+    tile,
+  );
+  context.run({
+    file: 'flash-importance',
+    entry: 'flashImportance',
+    defines: { ...defines, HEAD_TILES: tile.headTiles, BLOCK: 1 },
+    grid: [Math.ceil(ranks.count / tile.leaders), groups, sequences.count],
+    threads,
+    sharedBytes,
+    arguments: [
+      ...call({ ...inputs, v: inputs.k }, view),
+      inputs.lse,
+      ranks.importance,
+      ...ranksOf(groups, ranks),
+    ],
+  });
+}
+
+/** A block of threads a leader and group. */
+function rankAnyWidth(
+  context: KernelContext,
+  inputs: RankingOperands,
+  attributes: RankingAttributes,
+  ranks: Ranks,
+): void {
+  const { sequences, groups } = attributes;
+  const shape = shapeOf({ ...inputs, v: inputs.k });
   const room = Math.max(1, blockCount(sequences.keyRoom, attributes));
-  const places = Math.ceil(sequences.keyRoom / blockSize);
-  const bytes = 4 * (room + places);
-  const isShared = bytes <= MOST_SHARED;
-  const perLeader = bytes * groups * sequences.count;
-  const step = isShared
-    ? leaders
-    : Math.max(1, Math.floor(SCRATCH_BYTES / perLeader));
-  for (let first = 0; first < leaders; first += step) {
-    const count = Math.min(step, leaders - first);
+  const isShared = 4 * room <= MOST_SHARED;
+  const perLeader = room * groups * sequences.count;
+  const step = isShared ? ranks.count : stepOf(ranks.count, 4 * perLeader);
+  for (let done = 0; done < ranks.count; done += step) {
+    const count = Math.min(step, ranks.count - done);
     const scratch = isShared
       ? undefined
-      : context.scratch((count * perLeader) / 4, 'f32');
-    const launch: Launch = {
+      : context.scratch(count * perLeader, 'f32');
+    context.run({
       file: 'select-blocks',
-      entry,
+      entry: 'blockImportance',
       defines: { T: shape.dtype },
       grid: [count, groups, sequences.count],
       threads: [THREADS],
-      sharedBytes: scoreBytes(shape) + (isShared ? bytes : 0),
+      sharedBytes: scoreBytes(shape) + (isShared ? 4 * room : 0),
       arguments: [
         inputs.q,
         inputs.k,
@@ -90,13 +170,44 @@ function rank(
         sequences.on(inputs.q.backend),
         scratch,
         ...numbers(shape, attributes),
-        ...[room, places, first].map(i32),
-        ...rest,
+        i32(room),
+        ranks.importance,
+        ...ranksOf(groups, ranks),
+        i32(done),
       ],
-    };
-    context.run(launch);
+    });
     scratch?.free();
   }
+}
+
+/** A warp a list. */
+function choose(
+  context: KernelContext,
+  previous: Tensor | undefined,
+  indices: Tensor,
+  attributes: SelectBlocksAttributes,
+  ranks: Ranks,
+): void {
+  const { sequences, groups, blockSize, sharing } = attributes;
+  const { count, initial, local } = attributes;
+  const { grid, threads } = elementwise(32 * ranks.count * groups);
+  const perLane = 2 ** Math.ceil(Math.log2(ranks.places / 32));
+  context.run({
+    file: 'choose-blocks',
+    entry: 'selectBlocks',
+    // More than 32 blocks a lane do not fit its registers.
+    defines: { HELD: perLane > 32 ? 0 : Math.max(1, perLane) },
+    grid: [grid[0], 1, sequences.count],
+    threads,
+    arguments: [
+      sequences.on(indices.backend),
+      ...[blockSize, sharing, count, initial, local, ranks.count].map(i32),
+      ...ranksOf(groups, ranks),
+      ranks.importance,
+      previous,
+      indices,
+    ],
+  });
 }
 
 /** Fields of the kernel's structure, from the heads to the sharing. */
@@ -109,7 +220,7 @@ function numbers(
   const step = dtype === 'f32' ? 4 : 8;
   const isAligned = width % step === 0 && ropeWidth % step === 0;
   return [
-    ...[heads, keyHeads, unitHeads, groups].map(i32),
+    ...[heads, keyHeads, unitHeads].map(i32),
     ...[width, ropeWidth, isAligned ? 1 : 0].map(i32),
     f32(scale),
     ...[length, stride, blockSize, sharing].map(i32),

@@ -8,6 +8,7 @@ import attentionForward from './attention-forward.cu';
 import attentionParts from './attention-parts.cu';
 import attentionTile from './attention-tile.cuh';
 import cast from './cast.cu';
+import chooseBlocks from './choose-blocks.cu';
 import columnSum from './column-sum.cu';
 import common from './common.cuh';
 import compress from './compress.cu';
@@ -15,10 +16,12 @@ import crossEntropy from './cross-entropy.cu';
 import fill from './fill.cu';
 import flash from './flash.cuh';
 import flashForward from './flash-forward.cu';
+import flashImportance from './flash-importance.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
 import ptx from './ptx.cuh';
+import ranks from './ranks.cuh';
 import rmsNorm from './rms-norm.cu';
 import rope from './rope.cu';
 import rows from './rows.cu';
@@ -36,6 +39,7 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'flash.cuh': flash,
+  'ranks.cuh': ranks,
 };
 
 export const sources = {
@@ -46,11 +50,13 @@ export const sources = {
   'attention-forward': attentionForward,
   'attention-parts': attentionParts,
   cast,
+  'choose-blocks': chooseBlocks,
   'column-sum': columnSum,
   compress,
   'cross-entropy': crossEntropy,
   fill,
   'flash-forward': flashForward,
+  'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
   'linear-attention': linearAttention,
