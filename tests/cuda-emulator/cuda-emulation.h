@@ -249,6 +249,12 @@ inline int __all_sync(unsigned lanes, int vote) {
 inline float floatOfHalf(unsigned short x) { return asaFloatOfHalf(x); }
 inline unsigned short halfOfFloat(float x) { return asaHalfOfFloat(x); }
 inline unsigned short bfloatOfFloat(float x) { return asaBfloatOfFloat(x); }
+inline unsigned halvesOfFloats(float low, float high) {
+  return halfOfFloat(low) | (unsigned)halfOfFloat(high) << 16;
+}
+inline unsigned bfloatsOfFloats(float low, float high) {
+  return bfloatOfFloat(low) | (unsigned)bfloatOfFloat(high) << 16;
+}
 inline float exp2Fast(float x) {
   float y = exp2f(fabsf(x) < 1.17549435e-38f ? 0 : x);
   return y < 1.17549435e-38f ? 0 : y;

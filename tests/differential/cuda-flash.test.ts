@@ -91,6 +91,18 @@ const forms: Readonly<Record<string, Form>> = {
     sharing: 2,
     count: 6,
   },
+  'many blocks to choose from': {
+    heads: 20,
+    groups: 1,
+    width: 16,
+    value: 16,
+    counts: [{ queries: 9, keys: 1801 }, { queries: 1103 }],
+    length: 32,
+    blockSize: 16,
+    sharing: 8,
+    count: 9,
+    window: 70,
+  },
   'wide keys and values': {
     heads: 4,
     groups: 1,

@@ -7,19 +7,17 @@ struct Choice {
   const Sequence *sequences;
   int blockSize, sharing;
   int count, initial, local;
-  // Leaders that rows of importance were computed for.
-  int leaders;
 };
 
 /** F, then the best others by (P descending, j ascending); ascending */
-extern "C" __global__ void __launch_bounds__(128)
-    selectBlocks(Choice u, Ranks ranks, const float *importance,
+extern "C" __global__ void __launch_bounds__(256)
+    selectBlocks(Ranks ranks, Choice u, const float *importance,
                  const int *previous, int *indices) {
   i64 number = globalIndex() / 32;
   int lane = threadIdx.x % 32;
   int group = number % ranks.groups;
   int leader = ranks.first + number / ranks.groups;
-  if (number / ranks.groups >= u.leaders) return;
+  if (number / ranks.groups >= ranks.count) return;
   Sequence s = u.sequences[blockIdx.z];
   int past = s.keyCount - s.queryCount;
   int t = (past / u.sharing + leader) * u.sharing;

@@ -73,7 +73,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     windows[x / CARRY][x % CARRY] = 0;
   }
   __syncthreads();
-  int lastLeader = min(leader + LEADERS - 1, (s.keyCount - 1) / u.sharing);
+  int lastLeader = min(min(leader + LEADERS, past / u.sharing + ranks.first +
+                                                 ranks.count) - 1,
+                       (s.keyCount - 1) / u.sharing);
   int m = u.blockSize / u.stride;
   int k = u.length / u.stride;
   Walk walk = {0, lastSeen(u, lastLeader * u.sharing) + 1, 0, 0};
@@ -143,7 +145,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       int at = x % (N / m);
       int t = (leader + own) * u.sharing;
       int j = base / m + at;
-      if (t < past || t >= s.keyCount || j > t / u.blockSize) continue;
+      bool isHere = t >= past && leader + own <= lastLeader;
+      if (!isHere || j > t / u.blockSize) continue;
       const float *window = windows[own] + CARRY + at * m;
       float sum = 0;
       for (int offset = 1 - k; offset < m; offset++) {

@@ -6,12 +6,13 @@ struct Ranks {
   int groups;
   // Selection blocks of a row.
   int places;
-  // The first leader of each sequence that there are rows for, and how many
-  // rows a sequence has; 0: all leaders, numbered as lists are.
-  int first, perSequence;
+  // Leaders of each sequence that there are rows for.
+  int first, count;
+  // Whether those rows are all that there are, or all lists' rows are.
+  int isPart;
 
   __device__ i64 rowOf(const Sequence &s, int leader) const {
-    return perSequence > 0 ? (i64)blockIdx.z * perSequence + leader - first
-                           : s.leaderStart + leader;
+    return isPart ? (i64)blockIdx.z * count + leader - first
+                  : s.leaderStart + leader;
   }
 };

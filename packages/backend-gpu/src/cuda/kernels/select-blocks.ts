@@ -41,7 +41,7 @@ export const selectBlocksKernels = (
       places: extent(importance, 2),
       first: 0,
       count: mostLeaders(attributes),
-      perSequence: 0,
+      isPart: false,
     };
     rank(context, inputs, attributes, ranks);
   },
@@ -58,7 +58,7 @@ export const selectBlocksKernels = (
     for (let first = 0; first < leaders; first += step) {
       const count = Math.min(step, leaders - first);
       const importance = context.scratch(count * perLeader, 'f32');
-      const ranks = { importance, places, first, count, perSequence: count };
+      const ranks = { importance, places, first, count, isPart: true };
       rank(context, inputs, attributes, ranks);
       choose(context, previous, indices, attributes, ranks);
       importance.free();
@@ -72,13 +72,16 @@ interface Ranks {
   readonly places: number;
   readonly first: number;
   readonly count: number;
-  /** 0: rows are numbered as lists are. */
-  readonly perSequence: number;
+  /** Else rows are numbered as lists are. */
+  readonly isPart: boolean;
 }
 
 /** The kernels' structure of that name. */
 const ranksOf = (groups: number, ranks: Ranks): readonly Argument[] =>
-  [groups, ranks.places, ranks.first, ranks.perSequence].map(i32);
+  [
+    ...[groups, ranks.places, ranks.first, ranks.count],
+    ranks.isPart ? 1 : 0,
+  ].map(i32);
 
 /** Leaders of the sequence that has most. */
 function mostLeaders({ sequences, sharing }: RankingAttributes): number {
@@ -200,9 +203,9 @@ function choose(
     grid: [grid[0], 1, sequences.count],
     threads,
     arguments: [
-      sequences.on(indices.backend),
-      ...[blockSize, sharing, count, initial, local, ranks.count].map(i32),
       ...ranksOf(groups, ranks),
+      sequences.on(indices.backend),
+      ...[blockSize, sharing, count, initial, local].map(i32),
       ranks.importance,
       previous,
       indices,
