@@ -276,7 +276,10 @@ inline void loadMatrices(unsigned (&r)[4], const void *row) {
           TRANSPOSED ? asaLoadMatricesTransposed : asaLoadMatrices);
 }
 inline void cpAsync16(void *shared, const void *global, bool valid) {
-  asaCopyAsync(shared, global, valid);
+  asaCopyAsync(shared, global, valid, 16);
+}
+inline void cpAsync8(void *shared, const void *global, bool valid) {
+  asaCopyAsync(shared, global, valid, 8);
 }
 inline void cpAsyncCommit() { asaCommitCopies(); }
 template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }

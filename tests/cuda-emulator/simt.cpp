@@ -24,6 +24,7 @@ struct Copy {
   void *shared;
   const void *global;
   bool valid;
+  int bytes;
 };
 
 struct Thread : AsaThread {
@@ -283,14 +284,14 @@ bool isShared(const void *address) {
          (at >= module.sharedStart && at < module.sharedEnd);
 }
 
-void checkShared(const char *what, const void *address) {
+void checkShared(const char *what, const void *address, int bytes = 16) {
   if (!isShared(address)) {
     fail(CUDA_ERROR_INVALID_ADDRESS_SPACE, "%s: %p is not in shared memory",
              what, address);
   }
-  if ((uintptr_t)address % 16 != 0) {
-    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "%s: %p is no multiple of 16", what,
-             address);
+  if ((uintptr_t)address % bytes != 0) {
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "%s: %p is no multiple of %d", what,
+             address, bytes);
   }
 }
 
@@ -343,13 +344,13 @@ AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
   return barrier.result;
 }
 
-void asaCopyAsync(void *shared, const void *global, bool valid) {
-  checkShared("cp.async", shared);
-  if (valid && (uintptr_t)global % 16 != 0) {
-    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "cp.async: %p is no multiple of 16",
-         global);
+void asaCopyAsync(void *shared, const void *global, bool valid, int bytes) {
+  checkShared("cp.async", shared, bytes);
+  if (valid && (uintptr_t)global % bytes != 0) {
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "cp.async: %p is no multiple of %d",
+         global, bytes);
   }
-  self().copies.push_back({shared, global, valid});
+  self().copies.push_back({shared, global, valid, bytes});
 }
 
 void asaCommitCopies() { self().groups.push_back(self().copies.size()); }
@@ -362,8 +363,8 @@ void asaWaitForCopies(int pending) {
   size_t end = thread.groups[done - 1];
   for (size_t n = 0; n < end; n++) {
     const Copy &copy = thread.copies[n];
-    if (copy.valid) memcpy(copy.shared, copy.global, 16);
-    else memset(copy.shared, 0, 16);
+    if (copy.valid) memcpy(copy.shared, copy.global, copy.bytes);
+    else memset(copy.shared, 0, copy.bytes);
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + end);
   thread.groups.erase(thread.groups.begin(), thread.groups.begin() + done);

@@ -66,7 +66,7 @@ unsigned short asaHalfOfFloat(float x);
 unsigned short asaBfloatOfFloat(float x);
 
 /** Copies happen at the wait, so that a missing one is seen. */
-void asaCopyAsync(void *shared, const void *global, bool valid);
+void asaCopyAsync(void *shared, const void *global, bool valid, int bytes);
 void asaCommitCopies();
 void asaWaitForCopies(int pending);
 }

@@ -192,8 +192,13 @@ async function callOf(
     return valuesOf(shape, values, dtype);
   };
   const blocking = { length, stride, sharing };
-  const sequences = Sequences.packed(form.counts, blocking);
   const base = backwardOf[operator] ?? operator;
+  // A gradient is of sequences in which every query has its key.
+  const counts =
+    base === operator
+      ? form.counts
+      : form.counts.map(({ queries }) => ({ queries }));
+  const sequences = Sequences.packed(counts, blocking);
   const isSelf = base === 'attention' || base === 'selectedAttention';
   const { tail = 0, heads, groups, width, rope } = form;
   const queries = sequences.queryRows + tail;

@@ -11,6 +11,7 @@ import type {
   Sequences,
   Tensor,
 } from '@asa/core';
+import type { DeviceFacts } from '../driver';
 import { type Argument, f32, i32, i64, type Launch } from '../launch';
 import {
   elementwise,
@@ -19,7 +20,14 @@ import {
   type KernelContext,
   typed,
 } from './context';
-import { flashForwardTile, flashLaunch, isLatent } from './flash';
+import {
+  type FlashTile,
+  flashForwardTile,
+  flashKeysTile,
+  flashLaunch,
+  flashQueriesTile,
+  isLatent,
+} from './flash';
 
 /** Which keys which rows see. */
 export interface View {
@@ -242,11 +250,29 @@ function queryGradients(
   statistics: Tensor,
 ): void {
   const shape = shapeOf(inputs);
-  const tile = requiredTile('queries', shape, view, context);
   if (!coversQueries(view.sequences, dQ)) {
     context.clear(dQ);
     if (dQRope) context.clear(dQRope);
   }
+  const latent = isLatent(inputs);
+  const flash = flashQueriesTile(
+    shape,
+    latent,
+    view.rows,
+    listLength(view),
+    context.facts.sharedBytes,
+  );
+  if (flash) {
+    context.run({
+      file: 'flash-backward-queries',
+      entry: 'flashBackwardQueries',
+      ...flashLaunch(shape, view, latent, flash),
+      grid: rowGrid(shape, view, flash.rows),
+      arguments: [...call(inputs, view), inputs.dO, statistics, dQ, dQRope],
+    });
+    return;
+  }
+  const tile = requiredTile('queries', shape, view, context);
   context.run({
     file: 'attention-backward-queries',
     entry: 'attentionBackwardQueries',
@@ -264,6 +290,103 @@ function queryGradients(
 }
 
 function keyGradients(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  gradients: AttentionGradients,
+  view: View,
+  statistics: Tensor,
+): void {
+  const shape = shapeOf(inputs);
+  const latent = isLatent(inputs);
+  const { sharedBytes } = context.facts;
+  const flash = flashKeysTile(shape, latent, view.keys, sharedBytes);
+  if (flash) {
+    flashKeyGradients(context, inputs, gradients, view, statistics, flash);
+  } else {
+    anyKeyGradients(context, inputs, gradients, view, statistics);
+  }
+}
+
+function flashKeyGradients(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  { dK, dV, dKRope }: AttentionGradients,
+  view: View,
+  statistics: Tensor,
+  flash: FlashTile,
+): void {
+  const shape = shapeOf(inputs);
+  const { keyHeads } = shape;
+  const tiles = view.keyTiles(flash.rows);
+  const splits = splitsOf(view, tiles * keyHeads, context.facts);
+  const part = (of: Tensor | undefined, parts: number) =>
+    of && context.scratch(of.size * parts, 'f32');
+  const partsK = part(splits > 1 ? dK : undefined, splits);
+  const partsV = part(splits > 1 ? dV : undefined, splits);
+  // The rotary key is shared: each key head gives its part of the gradient.
+  const shares = part(dKRope, splits * keyHeads);
+  if (view.keyRows !== extent(dK, 0)) {
+    for (const gradient of [partsK ?? dK, partsV ?? dV, shares]) {
+      if (gradient) context.clear(gradient);
+    }
+  }
+  const inverse = invertLists(context, view);
+  const { defines, threads, sharedBytes } = flashLaunch(
+    shape,
+    view,
+    isLatent(inputs),
+    flash,
+  );
+  context.run({
+    file: 'flash-backward-keys',
+    entry: 'flashBackwardKeys',
+    defines: { ...defines, UNIT: view.unitHeads, SHARING: view.sharing ?? 1 },
+    grid: [tiles * splits, keyHeads, view.sequences.count],
+    threads,
+    sharedBytes,
+    arguments: [
+      ...call(inputs, view),
+      inputs.dO,
+      statistics,
+      inverse?.chosenBy,
+      i32(inverse?.words ?? 0),
+      i32(inverse?.blocks ?? 0),
+      dK,
+      dV,
+      shares,
+      partsK,
+      partsV,
+      i32(splits),
+    ],
+  });
+  inverse?.chosenBy.free();
+  const sum = (parts: Tensor | undefined, count: number, of?: Tensor) => {
+    if (!parts || !of) return;
+    sumHeads(context, parts, count, of);
+    parts.free();
+  };
+  sum(partsK, splits, dK);
+  sum(partsV, splits, dV);
+  sum(shares, splits * keyHeads, dKRope);
+}
+
+/**
+ * Blocks that share out a walk over rows: where there are too few keys to fill
+ * the device, and where lists are inverted, as all leaders choose the first
+ * blocks.
+ */
+function splitsOf(
+  { kind, sequences, sharing = 1 }: View,
+  blocks: number,
+  { multiprocessors }: DeviceFacts,
+): number {
+  const few = Math.round((4 * multiprocessors) / (blocks * sequences.count));
+  const leaders = Math.ceil(sequences.maxQueries / sharing);
+  const uneven = kind === 'SELECTED' ? Math.min(4, leaders / 2048) : 1;
+  return Math.min(16, Math.max(1, few, Math.floor(uneven)));
+}
+
+function anyKeyGradients(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
   { dK, dV, dKRope }: AttentionGradients,

@@ -12,101 +12,45 @@
 constexpr bool KEEPS_QUERIES = ROW_TILES == 1 && KEY <= 128 && VALUE <= 128;
 constexpr int PAIRS = KEEPS_QUERIES ? KEY / 16 : 4;
 
-__device__ inline float lseOf(float most, float total) {
-  return total == 0 ? -INFINITE : most / LOG2_E + logf(total);
-}
-
-/** A warp's own rows, through its part of the shared memory: 16 bytes a lane. */
-__device__ inline void writeRows(const float (&sums)[ROW_TILES][VALUE / 8][4],
+/**
+ * factor = what a row's sums are multiplied by: 1 / its total, where warps
+ * shared out its keys relative to the largest of their references. Also its LSE.
+ */
+__device__ inline void closeRows(float (&factor)[ROW_TILES][2],
                                  const float (&most)[ROW_TILES][2],
-                                 const float (&total)[ROW_TILES][2], T *tile,
-                                 const RowTable<ROWS> &rows, int warpRow, T *o,
-                                 float *lse) {
+                                 const float (&total)[ROW_TILES][2],
+                                 const RowTable<ROWS> &rows, float *lse) {
+  __shared__ float2 known[KEY_WARPS][ROWS];
+  int warp = threadIdx.x / 32;
+  int part = warp / ROW_WARPS;
+  int firstRow = warp % ROW_WARPS * 16 * ROW_TILES + laneRow();
 #pragma unroll
   for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float all = total[m][half];
-      float inverse = all == 0 ? 0 : 1 / all;
-      int row = 16 * m + 8 * half + laneRow();
-      int index = rows.index[warpRow + row];
-      if (index >= 0 && laneColumn() == 0) {
-        lse[index] = lseOf(most[m][half], all);
-      }
-#pragma unroll
-      for (int n = 0; n < VALUE / 8; n++) {
-        *(unsigned *)(tile + Tile<VALUE>::at(row, n) + laneColumn()) =
-            pair(sums[m][n][2 * half] * inverse,
-                 sums[m][n][2 * half + 1] * inverse, T());
-      }
-    }
-  }
-  __syncwarp();
-  for (int x = threadIdx.x % 32; x < 16 * ROW_TILES * (VALUE / 8); x += 32) {
-    int row = x / (VALUE / 8);
-    int piece = x % (VALUE / 8);
-    i64 index = rows.index[warpRow + row];
-    if (index < 0) continue;
-    *(int4 *)(o + index * VALUE + piece * 8) =
-        *(const int4 *)(tile + Tile<VALUE>::at(row, piece));
-  }
-}
-
-/**
- * Rows whose keys were shared out: `[KEY_WARPS, ROWS, VALUE]` in f32, added in
- * the order of the warps.
- */
-__device__ inline void joinParts(const float (&sums)[VALUE / 8][4],
-                                 const float (&most)[2], const float (&total)[2],
-                                 float *parts, const RowTable<ROWS> &rows, T *o,
-                                 float *lse) {
-  // Eight floats further, the next row falls to other banks.
-  constexpr int PITCH = VALUE + 8;
-  __shared__ float2 known[KEY_WARPS][ROWS];
-  int warp = threadIdx.x / 32;
-  int part = warp / ROW_WARPS;
-  int firstRow = warp % ROW_WARPS * 16 + laneRow();
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    known[part][firstRow + 8 * half] = make_float2(most[half], total[half]);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int row = firstRow + 8 * half;
-    float top = -INFINITE;
-    for (int w = 0; w < KEY_WARPS; w++) top = fmaxf(top, known[w][row].x);
-    float reference = top == -INFINITE ? 0 : top;
-    float all = 0;
-    for (int w = 0; w < KEY_WARPS; w++) {
-      all += known[w][row].y * exp2Fast(known[w][row].x - reference);
-    }
-    float factor = all == 0 ? 0 : exp2Fast(most[half] - reference) / all;
-    float *to = parts + (part * ROWS + row) * PITCH + laneColumn();
-#pragma unroll
-    for (int n = 0; n < VALUE / 8; n++) {
-      *(float2 *)(to + 8 * n) = make_float2(sums[n][2 * half] * factor,
-                                            sums[n][2 * half + 1] * factor);
-    }
-    if (part == 0 && laneColumn() == 0 && rows.index[row] >= 0) {
-      lse[rows.index[row]] = lseOf(top, all);
+      int row = firstRow + 16 * m + 8 * half;
+      float2 mine = make_float2(most[m][half], total[m][half]);
+      if (laneColumn() == 0) known[part][row] = mine;
     }
   }
   __syncthreads();
-  for (int x = threadIdx.x; x < ROWS * (VALUE / 8); x += THREADS) {
-    int row = x / (VALUE / 8);
-    int c = x % (VALUE / 8) * 8;
-    i64 index = rows.index[row];
-    if (index < 0) continue;
-    float sum[8] = {};
-    for (int w = 0; w < KEY_WARPS; w++) {
-      const float *from = parts + (w * ROWS + row) * PITCH + c;
 #pragma unroll
-      for (int e = 0; e < 8; e++) sum[e] += from[e];
+  for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = firstRow + 16 * m + 8 * half;
+      float top = -INFINITE;
+      for (int w = 0; w < KEY_WARPS; w++) top = fmaxf(top, known[w][row].x);
+      float reference = top == -INFINITE ? 0 : top;
+      float all = 0;
+      for (int w = 0; w < KEY_WARPS; w++) {
+        all += known[w][row].y * exp2Fast(known[w][row].x - reference);
+      }
+      factor[m][half] = all == 0 ? 0 : exp2Fast(most[m][half] - reference) / all;
+      int index = rows.index[row];
+      if (part > 0 || laneColumn() > 0 || index < 0) continue;
+      lse[index] = all == 0 ? -INFINITE : top / LOG2_E + logf(all);
     }
-    int4 eight = make_int4(pair(sum[0], sum[1], T()), pair(sum[2], sum[3], T()),
-                           pair(sum[4], sum[5], T()), pair(sum[6], sum[7], T()));
-    *(int4 *)(o + index * VALUE + c) = eight;
   }
 }
 
@@ -263,10 +207,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       all += __shfl_xor_sync(0xffffffff, all, 2);
     }
   }
-  if constexpr (KEY_WARPS > 1) {
-    joinParts(sums[0], most[0], total[0], (float *)memory, rows, o, lse);
-  } else {
-    writeRows(sums, most, total, (T *)memory + warpRow * VALUE, rows, warpRow, o,
-              lse);
+  float factor[ROW_TILES][2];
+  closeRows(factor, most, total, rows, lse);
+#pragma unroll
+  for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+    for (int n = 0; n < VALUE / 8; n++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[m][n][e] *= factor[m][e / 2];
+    }
   }
+  emitRows<VALUE>(sums, memory, [&](int row, int c, float x, float y) {
+    i64 index = rows.index[row];
+    if (index >= 0) *(unsigned *)(o + index * VALUE + c) = pair(x, y, T());
+  });
 }

@@ -170,7 +170,7 @@ __device__ inline void copyRows(T *tile, int thread, const T *base, int stride,
   }
 }
 
-/** The rows of a tile of queries, or of what has its width. */
+/** Rows of the table to a tile: of queries, or of what has their rows. */
 template <int W, int FIRST, int COLUMNS>
 __device__ inline void copyQueries(T *tile, const T *base,
                                    const RowTable<ROWS> &rows) {
@@ -304,5 +304,53 @@ __device__ inline void hideUnseen(float (&x)[COUNT / 8][4], float low,
       int at = positionOf(walk, base + 8 * n + laneColumn() + e % 2);
       if (at < first[e / 2] || at > last[e / 2] || at < 0) x[n][e] = low;
     }
+  }
+}
+
+/**
+ * A block's results from its warps' accumulators: `emit(row, column, x, y)`
+ * takes two columns. Where warps shared out the other side their parts are
+ * added in the order of the warps; they use the memory of the tiles.
+ */
+template <int COLUMNS, typename Emit>
+__device__ inline void emitRows(const float (&sums)[ROW_TILES][COLUMNS / 8][4],
+                                void *memory, Emit emit) {
+  // Eight floats further, the next row falls to other banks.
+  constexpr int PITCH = COLUMNS + 8;
+  float *parts = (float *)memory;
+  int warp = threadIdx.x / 32;
+  int firstRow = warp % ROW_WARPS * 16 * ROW_TILES + laneRow();
+  if (KEY_WARPS > 1) __syncthreads();
+#pragma unroll
+  for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = firstRow + 16 * m + 8 * half;
+      float *part = parts + (warp / ROW_WARPS * ROWS + row) * PITCH;
+#pragma unroll
+      for (int n = 0; n < COLUMNS / 8; n++) {
+        int c = 8 * n + laneColumn();
+        float x = sums[m][n][2 * half];
+        float y = sums[m][n][2 * half + 1];
+        if (KEY_WARPS > 1) {
+          *(float2 *)(part + c) = make_float2(x, y);
+        } else {
+          emit(row, c, x, y);
+        }
+      }
+    }
+  }
+  if (KEY_WARPS == 1) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < ROWS * (COLUMNS / 2); i += THREADS) {
+    int row = i / (COLUMNS / 2);
+    int c = i % (COLUMNS / 2) * 2;
+    float2 sum = make_float2(0, 0);
+    for (int w = 0; w < KEY_WARPS; w++) {
+      float2 part = *(const float2 *)(parts + (w * ROWS + row) * PITCH + c);
+      sum.x += part.x;
+      sum.y += part.y;
+    }
+    emit(row, c, sum.x, sum.y);
   }
 }

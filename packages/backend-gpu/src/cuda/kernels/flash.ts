@@ -50,13 +50,10 @@ export function flashForwardTile(
   const keyWidth = width + ropeWidth;
   for (const cut of forwardCuts(keyWidth, valueWidth, rows)) {
     const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
-    const keyWarps = Math.max(1, (16 * cut.warps) / cut.rows);
     const needed = (stages: number) =>
       Math.max(
         2 * (stages * stage + cut.rows * keyWidth) + 4 * listLength,
-        2 * cut.rows * valueWidth,
-        // Parts of rows whose keys were shared out, in f32.
-        keyWarps > 1 ? 4 * keyWarps * cut.rows * (valueWidth + 8) : 0,
+        partBytes(cut, valueWidth),
       );
     const room = sharedBytes - TABLE_BYTES;
     if (needed(2) <= room) {
@@ -64,6 +61,75 @@ export function flashForwardTile(
     }
   }
   return undefined;
+}
+
+/** Parts of rows that several warps have summed, in f32; see `emitRows`. */
+function partBytes({ rows, warps }: Cut, columns: number): number {
+  const parts = (16 * warps) / rows;
+  return parts > 1 ? 4 * parts * rows * (columns + 8) : 0;
+}
+
+/** Sums of a backward pass, of more columns than a forward one, in registers. */
+function isBackwardShape(shape: AttentionShape): boolean {
+  const { width, ropeWidth, valueWidth } = shape;
+  return isFlashShape(shape) && width + ropeWidth <= 192 && valueWidth <= 128;
+}
+
+/** The cut of the pass over queries, as of the forward one. */
+export function flashQueriesTile(
+  shape: AttentionShape,
+  isLatent: boolean,
+  rows: number,
+  listLength: number,
+  sharedBytes: number,
+): FlashTile | undefined {
+  if (!isBackwardShape(shape)) return undefined;
+  const keyWidth = shape.width + shape.ropeWidth;
+  const { valueWidth } = shape;
+  const [least, blocks] = keyWidth > 128 ? [64, 2] : [32, 3];
+  const cut: Cut =
+    rows <= 16
+      ? { rows: 16, warps: 4, keys: 64, blocks }
+      : rows <= 32
+        ? { rows: 32, warps: 4, keys: 64, blocks: 2 }
+        : rows <= 64 || keyWidth > 128
+          ? { rows: 64, warps: 4, keys: least, blocks }
+          : { rows: 128, warps: 4, keys: 32, blocks: 2 };
+  const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
+  const own = cut.rows * (keyWidth + valueWidth);
+  const needed = Math.max(
+    2 * (2 * stage + own) + 4 * listLength,
+    partBytes(cut, keyWidth),
+  );
+  if (needed > sharedBytes - TABLE_BYTES) return undefined;
+  return { ...cut, stages: 2, sharedBytes: needed };
+}
+
+/**
+ * The cut of the pass over keys: its rows are keys, its `keys` rows of queries.
+ * @param keys how many share a walk.
+ */
+export function flashKeysTile(
+  shape: AttentionShape,
+  isLatent: boolean,
+  keys: number,
+  sharedBytes: number,
+): FlashTile | undefined {
+  if (!isBackwardShape(shape)) return undefined;
+  const keyWidth = shape.width + shape.ropeWidth;
+  const { valueWidth } = shape;
+  const rows = keys <= 16 ? 16 : keys <= 32 ? 32 : 64;
+  const cut: Cut = { rows, warps: 4, keys: rows > 32 ? 32 : 64, blocks: 2 };
+  // With each row its LSE and dO . o.
+  const stage = cut.keys * (keyWidth + valueWidth + 4);
+  const own = cut.rows * (keyWidth + (isLatent ? 0 : valueWidth));
+  const needed = Math.max(
+    2 * (2 * stage + own),
+    partBytes(cut, Math.max(keyWidth, valueWidth)),
+  );
+  // The chosen leaders take twice the room of the tables.
+  if (needed > sharedBytes - 3 * TABLE_BYTES) return undefined;
+  return { ...cut, stages: 2, sharedBytes: needed };
 }
 
 /** The fastest that registers allow, then smaller ones for little memory. */

@@ -100,6 +100,14 @@ __device__ inline void cpAsync16(void *shared, const void *global, bool valid) {
                : "r"(address), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+/** As many as 8, each on a multiple of 8. */
+__device__ inline void cpAsync8(void *shared, const void *global, bool valid) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+               :
+               : "r"(address), "l"(global), "r"(valid ? 8 : 0)
+               : "memory");
+}
 /** The copies since the last one are a group. */
 __device__ inline void cpAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -15,6 +15,8 @@ import compress from './compress.cu';
 import crossEntropy from './cross-entropy.cu';
 import fill from './fill.cu';
 import flash from './flash.cuh';
+import flashBackwardKeys from './flash-backward-keys.cu';
+import flashBackwardQueries from './flash-backward-queries.cu';
 import flashForward from './flash-forward.cu';
 import flashImportance from './flash-importance.cu';
 import gatedSum from './gated-sum.cu';
@@ -55,6 +57,8 @@ export const sources = {
   compress,
   'cross-entropy': crossEntropy,
   fill,
+  'flash-backward-keys': flashBackwardKeys,
+  'flash-backward-queries': flashBackwardQueries,
   'flash-forward': flashForward,
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
