@@ -103,6 +103,14 @@ const forms: Readonly<Record<string, Form>> = {
     count: 9,
     window: 70,
   },
+  'every head its own keys: tiles enough for one walk each': {
+    heads: 96,
+    groups: 96,
+    width: 16,
+    value: 16,
+    counts: [{ queries: 70 }, { queries: 130 }],
+    count: 3,
+  },
   'wide keys and values': {
     heads: 4,
     groups: 1,

@@ -1,0 +1,244 @@
+/**
+ * Times the operators of sparse attention on a CUDA device through the built
+ * packages, and prints a table: milliseconds, and TFLOP/s of matrix products
+ * (two a multiplication and addition; only keys that are seen count).
+ *
+ *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa]
+ *     --context 8192,16384,32768,65536   tokens
+ *     --dtype bf16
+ *     --full 16384      longest context of full attention
+ *     --seconds 0.15    measuring time an operator
+ *
+ * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512.
+ * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
+ * 64, blocks of 16, 64 selected, lists of every query and of every 4th.
+ *
+ * A time is that of calls enqueued back to back until the device is idle,
+ * divided by their number: the median of the rounds, after two calls that do
+ * not count.
+ */
+import { parseArgs } from 'node:util';
+import { openCuda } from '@asa/backend-gpu/cuda';
+import { operators, Random, Scope, Sequences } from '@asa/core';
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    context: { type: 'string', default: '8192,16384,32768,65536' },
+    dtype: { type: 'string', default: 'bf16' },
+    full: { type: 'string', default: '16384' },
+    seconds: { type: 'string', default: '0.15' },
+  },
+});
+const { dtype } = flags;
+const heads = 64;
+const groups = 4;
+const window = 512;
+const backend = await openCuda();
+const seed = seedOf(1_000_003);
+
+/** Random numbers of standard deviation 1, made once. */
+function seedOf(count) {
+  const random = Random.fromSeed(1);
+  const values = Float32Array.from(
+    { length: count },
+    () => (random.uniform() - 0.5) * Math.sqrt(12),
+  );
+  const scope = new Scope(backend);
+  const x = scope.tensor(values, [count], 'f32');
+  return dtype === 'f32' ? x : scope.run(operators.cast, { x }, { dtype }).y;
+}
+
+/** The seed again and again; its length is prime, so that no two rows agree. */
+function filled(scope, ...shape) {
+  const x = scope.empty(shape, dtype);
+  for (let at = 0; at < x.size; at += seed.size) {
+    const length = Math.min(seed.size, x.size - at);
+    backend.copy(seed.storage, 0, x.storage, at, length);
+  }
+  return x;
+}
+
+/** Median milliseconds of an operator. */
+async function time(operator, inputs, attributes) {
+  const call = () => {
+    const scope = new Scope(backend);
+    scope.run(operators[operator], inputs, attributes);
+    scope.free();
+  };
+  const round = async (calls) => {
+    const start = performance.now();
+    for (let i = 0; i < calls; i++) call();
+    await backend.synchronize();
+    return (performance.now() - start) / calls;
+  };
+  await round(1);
+  const once = await round(1);
+  // Waiting costs little against so many calls.
+  const calls = Math.max(1, Math.round(20 / once));
+  const rounds = [];
+  const end = performance.now() + 1000 * Number(flags.seconds);
+  do rounds.push(await round(calls));
+  while (performance.now() < end || rounds.length < 3);
+  return rounds.sort((a, b) => a - b)[rounds.length >> 1];
+}
+
+const rows = [];
+function report(layer, tokens, name, ms, operations) {
+  const tflops = operations ? (operations / ms / 1e9).toFixed(0) : '';
+  rows.push([layer, tokens, name, ms.toFixed(3), tflops]);
+  console.log(`| ${rows.at(-1).join(' | ')} |`);
+}
+
+/** Sum over queries of the keys that each sees. */
+function pairs(tokens, seenBy) {
+  let sum = 0;
+  for (let t = 0; t < tokens; t++) sum += seenBy(t);
+  return sum;
+}
+
+/** Times one layer's operators; `total` gets what the layer needs. */
+function layer(name, tokens) {
+  const total = { forward: 0, backward: 0 };
+  const run = async (label, operator, inputs, attributes, seen, counts) => {
+    const scope = new Scope(backend);
+    const widths =
+      inputs.q.shape[2] + (inputs.qRope?.shape[2] ?? 0) + inputs.v.shape[2];
+    const operations = 2 * pairs(tokens, seen) * heads * widths;
+    const forward = await time(operator, inputs, attributes);
+    report(name, tokens, label, forward, operations);
+    const results = scope.run(operators[operator], inputs, attributes);
+    const all = {
+      ...inputs,
+      ...results,
+      dO: filled(scope, ...results.o.shape),
+    };
+    const backward = await time(`${operator}Backward`, all, attributes);
+    report(name, tokens, `${label}, backward`, backward, 2.5 * operations);
+    if (counts) {
+      total.forward += forward;
+      total.backward += backward;
+    }
+    const { lse } = results;
+    return { lse, free: () => scope.free() };
+  };
+  const ranking = async (inputs, attributes, width, seen) => {
+    const ms = await time('selectBlocks', inputs, attributes);
+    const leaders = 1 / attributes.sharing;
+    const operations = 2 * leaders * pairs(tokens, seen) * heads * width;
+    report(name, tokens, 'selectBlocks', ms, operations);
+    total.forward += ms;
+  };
+  const finish = () => {
+    report(name, tokens, 'together, forward', total.forward);
+    report(name, tokens, 'together, backward', total.backward);
+  };
+  return { run, ranking, finish };
+}
+
+const visible = (length, stride) => (t) =>
+  Math.max(0, Math.floor((t + 1 - length) / stride) + 1);
+const chosen = (blockSize, count) => (t) =>
+  Math.min(t + 1, (count - 1) * blockSize + (t % blockSize) + 1);
+
+async function nsa(tokens) {
+  const scope = new Scope(backend);
+  const [length, stride, blockSize, count, sharing] = [32, 16, 64, 16, 1];
+  const blocking = { length, stride, sharing };
+  const sequences = Sequences.uniform(1, tokens, tokens, blocking);
+  const q = filled(scope, tokens, heads, 128);
+  const k = filled(scope, tokens, groups, 128);
+  const v = filled(scope, tokens, groups, 128);
+  const pool = { sequences, length, stride };
+  const cut = (x) => scope.run(operators.compress, { x }, pool).y;
+  const pooled = { q, k: cut(k), v: cut(v) };
+  const scale = 1 / Math.sqrt(128);
+  const { run, ranking, finish } = layer('nsa', tokens);
+  const plain = { sequences, scale };
+  if (tokens <= Number(flags.full)) {
+    const full = { q, k, v };
+    (await run('full', 'attention', full, plain, (t) => t + 1, false)).free();
+  }
+  const near = { ...plain, window };
+  const seen = (t) => Math.min(t + 1, window);
+  (await run('window', 'attention', { q, k, v }, near, seen, true)).free();
+  const compressed = await run(
+    'compressed',
+    'compressedAttention',
+    pooled,
+    { ...pool, scale },
+    visible(length, stride),
+    true,
+  );
+  const { v: _, ...ranked } = { ...pooled, lse: compressed.lse };
+  const choice = { groups, blockSize, sharing, count, initial: 1, local: 2 };
+  const attributes = { ...pool, scale, ...choice };
+  await ranking(ranked, attributes, 128, visible(length, stride));
+  const { indices } = scope.run(operators.selectBlocks, ranked, attributes);
+  const selected = await run(
+    'selected',
+    'selectedAttention',
+    { q, k, v, indices },
+    { ...plain, blockSize, sharing },
+    chosen(blockSize, count),
+    true,
+  );
+  finish();
+  for (const x of [compressed, selected, sequences, scope]) x.free();
+}
+
+async function asa(tokens) {
+  for (const sharing of [1, 4]) {
+    const scope = new Scope(backend);
+    const [block, count] = [16, 64];
+    const blocking = { length: block, stride: block, sharing };
+    const sequences = Sequences.uniform(1, tokens, tokens, blocking);
+    const q = filled(scope, tokens, heads, 128);
+    const qRope = filled(scope, tokens, heads, 64);
+    const k = filled(scope, tokens, groups, 128);
+    const kRope = filled(scope, tokens, 1, 64);
+    const pool = { sequences, length: block, stride: block };
+    const cut = (x) => scope.run(operators.compress, { x }, pool).y;
+    const c = cut(k);
+    const pooled = { q, k: c, v: c, qRope, kRope: cut(kRope) };
+    const scale = 1 / Math.sqrt(192);
+    const name = `asa, r = ${sharing}`;
+    const { run, ranking, finish } = layer(name, tokens);
+    const compressed = await run(
+      'compressed',
+      'compressedAttention',
+      pooled,
+      { ...pool, scale },
+      visible(block, block),
+      true,
+    );
+    const { v: _, ...ranked } = { ...pooled, lse: compressed.lse };
+    const attributes = {
+      ...{ ...pool, scale, groups, blockSize: block, sharing },
+      ...{ count, initial: 1, local: 2 },
+    };
+    await ranking(ranked, attributes, 192, visible(block, block));
+    const { indices } = scope.run(operators.selectBlocks, ranked, attributes);
+    const selected = await run(
+      'selected',
+      'selectedAttention',
+      { q, k, v: k, qRope, kRope, indices },
+      { sequences, scale, blockSize: block, sharing },
+      chosen(block, count),
+      true,
+    );
+    finish();
+    for (const x of [compressed, selected, sequences, scope]) x.free();
+  }
+}
+
+console.log(`${backend.description}, ${dtype}\n`);
+console.log('| layer | tokens | operator | ms | TFLOP/s |');
+console.log('|---|---|---|---|---|');
+const cases = { nsa, asa };
+for (const tokens of flags.context.split(',').map(Number)) {
+  for (const name of positionals.length > 0 ? positionals : ['nsa', 'asa']) {
+    await cases[name](tokens);
+  }
+}
+await backend.destroy();
