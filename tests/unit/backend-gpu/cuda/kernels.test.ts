@@ -44,6 +44,13 @@ const isUpdate = process.env.ASA_UPDATE_BUDGET !== undefined;
 const architectures = ['80', '90a'];
 const wide = { WARPS: 4, N: 32, C: 128 };
 const wider = { WARPS: 4, N: 64, C: 256 };
+/** Tiles of attention in 16-bit types: grouped heads, and latent ones. */
+const flash = { T: 'bf16', WARPS: 4, STAGES: 2, WIDTH: 128, VALUE: 128 };
+const grouped = { ...flash, ROPE: 0, LATENT: 0 };
+const latent = { ...flash, ROPE: 64, LATENT: 1 };
+const dense = { VIEW: 'ATTENTION', BLOCK: 1 };
+const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
+const asa = { VIEW: 'SELECTED', BLOCK: 16 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   adamw: [{ T: 'f32' }],
@@ -63,10 +70,44 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   ],
   'attention-parts': [{ T: 'bf16' }],
   cast: [{ X: 'f32', Y: 'bf16' }],
+  'choose-blocks': [{ HELD: 0 }, { HELD: 32 }],
   'column-sum': [{ T: 'bf16' }],
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],
   fill: [{}],
+  'flash-backward-keys': [
+    { ...grouped, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
+    { ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
+    { ...latent, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
+    { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
+  ],
+  'flash-backward-queries': [
+    { ...grouped, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
+    { ...grouped, ...nsa, ROWS: 16, N: 64, BLOCKS: 3 },
+    { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 2 },
+    { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 2 },
+  ],
+  'flash-forward': [
+    { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
+    { ...grouped, ...nsa, ROWS: 16, N: 64, BLOCKS: 3 },
+    { ...latent, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
+    { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 3 },
+    { ...latent, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
+    {
+      ...{ ...grouped, ...dense, WIDTH: 256, VALUE: 256 },
+      ...{ ROWS: 64, N: 64, BLOCKS: 1 },
+    },
+  ],
+  'flash-importance': [
+    {
+      ...{ ...grouped, VIEW: 'COMPRESSED', BLOCK: 1, LATENT: 1, VALUE: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 3, HEAD_TILES: 1 },
+    },
+    {
+      ...{ ...latent, VIEW: 'COMPRESSED', BLOCK: 1, VALUE: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 2, HEAD_TILES: 2 },
+    },
+  ],
   'gated-sum': [{ T: 'bf16' }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'linear-attention': [
