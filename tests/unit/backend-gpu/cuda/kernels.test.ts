@@ -102,10 +102,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     {
       ...{ ...grouped, VIEW: 'COMPRESSED', BLOCK: 1, LATENT: 1, VALUE: 16 },
       ...{ ROWS: 128, N: 64, BLOCKS: 3, HEAD_TILES: 1 },
+      ...{ BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
     },
     {
       ...{ ...latent, VIEW: 'COMPRESSED', BLOCK: 1, VALUE: 16 },
       ...{ ROWS: 128, N: 64, BLOCKS: 2, HEAD_TILES: 2 },
+      ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
     },
   ],
   'gated-sum': [{ T: 'bf16' }],

@@ -44,16 +44,17 @@ __device__ inline int seenTo(const Call &u, int key) {
 /** Starts to copy the rows from `base` on: q, dO and statistics. */
 __device__ inline void copyRowStage(T *stage, const Call &u, const Sequence &s,
                                     const T *dO, const float2 *statistics,
-                                    const RowWalk &walk, int head0, int base) {
+                                    const RowWalk &shared, int head0, int base) {
   int thread = threadIdx.x % LOADERS;
   int first = threadIdx.x / LOADERS * LOADED;
+  const RowWalk walk = shared;
+  int firstRow = s.queryStart * u.heads + head0;
   auto rowOf = [&](int i) {
     int rho = base + first + i;
-    if (rho >= walk.end) return -1;
-    int query = walk.queryOf(rho);
+    int query = walk.queryOf(min(rho, walk.end - 1));
     // The last leader may have fewer queries.
-    if (query >= walk.queryCount) return -1;
-    return (s.queryStart + query) * u.heads + head0 + rho % UNIT;
+    bool isRow = rho < walk.end && query < walk.queryCount;
+    return isRow ? firstRow + query * u.heads + rho % UNIT : -1;
   };
   T *tileQ = stage + first * KEY;
   T *tileO = stage + N * KEY + first * VALUE;

@@ -5,8 +5,10 @@
 #include "flash.cuh"
 #include "ranks.cuh"
 
-/** Row tiles of a leader. */
-#define TILES HEAD_TILES
+/** Row tiles of a leader; l' / d and l / d. */
+constexpr int TILES = HEAD_TILES;
+constexpr int M = BLOCK_STRIDES;
+constexpr int K = LENGTH_STRIDES;
 constexpr int LEADERS = ROWS / 16 / TILES;
 /** Probabilities of the tile before that a block may need. */
 constexpr int CARRY = 32;
@@ -76,10 +78,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int lastLeader = min(min(leader + LEADERS, past / u.sharing + ranks.first +
                                                  ranks.count) - 1,
                        (s.keyCount - 1) / u.sharing);
-  int m = u.blockSize / u.stride;
-  int k = u.length / u.stride;
   Walk walk = {0, lastSeen(u, lastLeader * u.sharing) + 1, 0, 0};
-  int end = (lastLeader * u.sharing / u.blockSize + 1) * m;
+  int end = (lastLeader * u.sharing / u.blockSize + 1) * M;
   Source from = sourceOf(u, s, group * share / (u.heads / u.keyHeads));
   copyQueries<KEY, 0, WIDTH>(tileQ, u.q, rows);
 #if ROPE > 0
@@ -140,17 +140,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     __syncwarp();
     // P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k]
-    for (int x = lane; x < ROW_TILES / TILES * (N / m); x += 32) {
-      int own = warpTile / TILES + x / (N / m);
-      int at = x % (N / m);
+    for (int x = lane; x < ROW_TILES / TILES * (N / M); x += 32) {
+      int own = warpTile / TILES + x / (N / M);
+      int at = x % (N / M);
       int t = (leader + own) * u.sharing;
-      int j = base / m + at;
+      int j = base / M + at;
       bool isHere = t >= past && leader + own <= lastLeader;
-      if (!isHere || j > t / u.blockSize) continue;
-      const float *window = windows[own] + CARRY + at * m;
+      if (!isHere || j * u.blockSize > t) continue;
+      const float *window = windows[own] + CARRY + at * M;
       float sum = 0;
-      for (int offset = 1 - k; offset < m; offset++) {
-        int pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
+#pragma unroll
+      for (int offset = 1 - K; offset < M; offset++) {
+        int pairs = min(M - 1, offset + K - 1) - max(0, offset) + 1;
         sum += pairs * window[offset];
       }
       i64 row = ranks.rowOf(s, number + own) * ranks.groups + group;

@@ -191,14 +191,30 @@ __device__ inline Source sourceOf(const Call &u, const Sequence &s, int head) {
           u.keyHeads * VALUE};
 }
 
-/** The key position of a slot of a walk, -1 for none. */
-__device__ inline int positionOf(const Walk &walk, int slot) {
-  if (slot >= walk.end) return -1;
-  if (VIEW != SELECTED) return slot;
-  int block = walk.list[slot / BLOCK];
-  int position = block * BLOCK + slot % BLOCK;
-  return block >= 0 && position < walk.keys ? position : -1;
-}
+/** The key positions of COUNT slots of a walk from `base` on, -1 for none. */
+template <int COUNT> struct Positions {
+  const Walk &walk;
+  int base;
+  // Where the slots lie in one block, its list is read once.
+  static constexpr bool IN_ONE = VIEW == SELECTED && BLOCK % COUNT == 0;
+  int first;
+
+  __device__ Positions(const Walk &walk, int base) : walk(walk), base(base) {
+    if (IN_ONE) first = base < walk.end ? inList(base) : -COUNT;
+  }
+
+  __device__ int inList(int slot) const {
+    int block = walk.list[slot / BLOCK];
+    return block < 0 ? -COUNT : block * BLOCK + slot % BLOCK;
+  }
+  __device__ int operator[](int i) const {
+    if (IN_ONE) return first + i < walk.keys ? first + i : -1;
+    if (base + i >= walk.end) return -1;
+    if (VIEW != SELECTED) return base + i;
+    int at = inList(base + i);
+    return at < walk.keys ? at : -1;
+  }
+};
 
 /**
  * Starts to copy the keys of slots `base ..`, values behind them; LATENT: a
@@ -208,7 +224,8 @@ __device__ inline void copyKeys(T *stage, const Source &from, const Walk &walk,
                                 int base) {
   int thread = threadIdx.x % LOADERS;
   int first = threadIdx.x / LOADERS * LOADED;
-  auto rowOf = [&](int i) { return positionOf(walk, base + first + i); };
+  Positions<LOADED> positions(walk, base + first);
+  auto rowOf = [&](int i) { return positions[i]; };
   T *tileK = stage + first * KEY;
   copyRows<KEY, LOADED, 0, WIDTH, LOADERS>(tileK, thread, from.k, from.keyStride,
                                            rowOf);
@@ -277,10 +294,16 @@ struct Sight {
       whole = base >= first && end <= last;
       return;
     }
+    Positions<COUNT> positions(walk, base);
+    if (positions.IN_ONE) {
+      none = positions.first < 0 || positions.first > someLast;
+      whole = positions.first + COUNT - 1 <= last;
+      return;
+    }
     bool outside = true;
     bool inside = true;
     for (int i = threadIdx.x % 32; i < COUNT; i += 32) {
-      int at = positionOf(walk, base + i);
+      int at = positions[i];
       outside = outside && (at < 0 || at > someLast);
       inside = inside && at >= 0 && at <= last;
     }
@@ -297,11 +320,12 @@ __device__ inline void hideUnseen(float (&x)[COUNT / 8][4], float low,
   int row = firstRow + laneRow();
   int first[2] = {rows.first[row], rows.first[row + 8]};
   int last[2] = {rows.last[row], rows.last[row + 8]};
+  Positions<COUNT> positions(walk, base);
 #pragma unroll
   for (int n = 0; n < COUNT / 8; n++) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      int at = positionOf(walk, base + 8 * n + laneColumn() + e % 2);
+      int at = positions[8 * n + laneColumn() + e % 2];
       if (at < first[e / 2] || at > last[e / 2] || at < 0) x[n][e] = low;
     }
   }

@@ -26,7 +26,7 @@ struct Ranking {
 };
 
 /** p[b] = sum over the group's heads of exp(q . k_b scale - lse), b < blocks */
-__device__ void probabilities(const Ranking &u, const Sequence &s, int t,
+__device__ inline void probabilities(const Ranking &u, const Sequence &s, int t,
                               int share, int blocks, int4 *memory, float *p) {
   __shared__ int rows[HEADS];
   __shared__ int keyRows[KEYS];
@@ -87,7 +87,7 @@ __device__ void probabilities(const Ranking &u, const Sequence &s, int t,
 }
 
 /** P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k], j < own */
-__device__ void importances(const Ranking &u, int own, int blocks,
+__device__ inline void importances(const Ranking &u, int own, int blocks,
                             const float *p, float *P) {
   int m = u.blockSize / u.stride;
   int k = u.length / u.stride;

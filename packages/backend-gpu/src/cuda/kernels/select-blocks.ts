@@ -126,7 +126,13 @@ function rank(
   context.run({
     file: 'flash-importance',
     entry: 'flashImportance',
-    defines: { ...defines, HEAD_TILES: tile.headTiles, BLOCK: 1 },
+    defines: {
+      ...defines,
+      BLOCK: 1,
+      HEAD_TILES: tile.headTiles,
+      BLOCK_STRIDES: blockSize / stride,
+      LENGTH_STRIDES: length / stride,
+    },
     grid: [Math.ceil(ranks.count / tile.leaders), groups, sequences.count],
     threads,
     sharedBytes,
