@@ -8,11 +8,25 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
   i64 row = globalIndex() / 32;
   if (row >= rows) return;
   float delta = 0;
-  for (int c = threadIdx.x % 32; c < width; c += 32) {
-    delta += widen(dO[row * width + c]) * widen(o[row * width + c]);
+  // 16 bytes a lane where rows start at multiples of that.
+  constexpr int STEP = 16 / sizeof(T);
+  int lane = threadIdx.x % 32;
+  if (width % STEP == 0) {
+    for (int c = lane * STEP; c < width; c += 32 * STEP) {
+      int4 x = *(const int4 *)(dO + row * width + c);
+      int4 y = *(const int4 *)(o + row * width + c);
+#pragma unroll
+      for (int e = 0; e < STEP; e++) {
+        delta += widen(((const T *)&x)[e]) * widen(((const T *)&y)[e]);
+      }
+    }
+  } else {
+    for (int c = lane; c < width; c += 32) {
+      delta += widen(dO[row * width + c]) * widen(o[row * width + c]);
+    }
   }
   delta = warpSum(delta);
-  if (threadIdx.x % 32 > 0) return;
+  if (lane > 0) return;
   float all = lse[row];
   statistics[row] = make_float2(all == -INFINITE ? 0 : all, delta);
 }
