@@ -111,6 +111,16 @@ const forms: Readonly<Record<string, Form>> = {
     counts: [{ queries: 70 }, { queries: 130 }],
     count: 3,
   },
+  'MLA: heads with keys of 192 columns and values of 128': {
+    heads: 2,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    value: 128,
+    counts: [{ queries: 133 }],
+    window: 50,
+    count: 4,
+  },
   'wide keys and values': {
     heads: 4,
     groups: 1,

@@ -91,6 +91,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
     { ...grouped, ...nsa, ROWS: 16, N: 64, BLOCKS: 3 },
     { ...latent, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
+    { ...latent, ...dense, LATENT: 0, ROWS: 128, N: 32, BLOCKS: 2 },
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 3 },
     { ...latent, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
     {

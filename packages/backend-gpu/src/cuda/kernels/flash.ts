@@ -31,7 +31,7 @@ function isFlashShape(shape: AttentionShape): boolean {
 }
 
 /** Rows and key tables of a block, which are not asked for. */
-const TABLE_BYTES = 4096;
+const TABLE_BYTES = 3072;
 
 /**
  * The cut of the forward pass; none where the shape is for the kernels of any
@@ -48,17 +48,29 @@ export function flashForwardTile(
   if (!isFlashShape(shape)) return undefined;
   const { width, ropeWidth, valueWidth } = shape;
   const keyWidth = width + ropeWidth;
-  for (const cut of forwardCuts(keyWidth, valueWidth, rows)) {
-    const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
-    const needed = (stages: number) =>
+  return firstFitting(
+    forwardCuts(keyWidth, valueWidth, rows),
+    sharedBytes,
+    (cut) =>
       Math.max(
-        2 * (stages * stage + cut.rows * keyWidth) + 4 * listLength,
+        4 * cut.keys * (keyWidth + (isLatent ? 0 : valueWidth)) +
+          2 * cut.rows * keyWidth +
+          4 * listLength,
         partBytes(cut, valueWidth),
-      );
-    const room = sharedBytes - TABLE_BYTES;
-    if (needed(2) <= room) {
-      return { ...cut, stages: 2, sharedBytes: needed(2) };
-    }
+      ),
+  );
+}
+
+/** The first cut of which shared memory holds as many blocks as it asks for. */
+function firstFitting(
+  cuts: readonly Cut[],
+  sharedBytes: number,
+  bytesOf: (cut: Cut) => number,
+): FlashTile | undefined {
+  for (const cut of cuts) {
+    const needed = bytesOf(cut);
+    if (cut.blocks * (needed + TABLE_BYTES) > sharedBytes) continue;
+    return { ...cut, stages: 2, sharedBytes: needed };
   }
   return undefined;
 }
@@ -86,23 +98,30 @@ export function flashQueriesTile(
   if (!isBackwardShape(shape)) return undefined;
   const keyWidth = shape.width + shape.ropeWidth;
   const { valueWidth } = shape;
-  const [least, blocks] = keyWidth > 128 ? [64, 2] : [32, 3];
-  const cut: Cut =
-    rows <= 16
-      ? { rows: 16, warps: 4, keys: 64, blocks }
-      : rows <= 32
-        ? { rows: 32, warps: 4, keys: 64, blocks: 2 }
-        : rows <= 64 || keyWidth > 128
-          ? { rows: 64, warps: 4, keys: least, blocks }
-          : { rows: 128, warps: 4, keys: 32, blocks: 2 };
-  const stage = cut.keys * (keyWidth + (isLatent ? 0 : valueWidth));
-  const own = cut.rows * (keyWidth + valueWidth);
-  const needed = Math.max(
-    2 * (2 * stage + own) + 4 * listLength,
-    partBytes(cut, keyWidth),
-  );
-  if (needed > sharedBytes - TABLE_BYTES) return undefined;
-  return { ...cut, stages: 2, sharedBytes: needed };
+  const bytesOf = (cut: Cut) =>
+    Math.max(
+      4 * cut.keys * (keyWidth + (isLatent ? 0 : valueWidth)) +
+        2 * cut.rows * (keyWidth + valueWidth) +
+        4 * listLength,
+      partBytes(cut, keyWidth),
+    );
+  return firstFitting(queriesCuts(keyWidth, rows), sharedBytes, bytesOf);
+}
+
+function queriesCuts(keyWidth: number, rows: number): readonly Cut[] {
+  const warps = 4;
+  if (rows <= 32) {
+    const cut = { rows: rows <= 16 ? 16 : 32, warps, keys: 64 };
+    return [3, 2, 1].map((blocks) => ({ ...cut, blocks }));
+  }
+  if (rows > 64 && keyWidth <= 128) {
+    return [2, 1].map((blocks) => ({ rows: 128, warps, keys: 32, blocks }));
+  }
+  return [
+    { rows: 64, warps, keys: 64, blocks: 2 },
+    { rows: 64, warps, keys: 32, blocks: 2 },
+    { rows: 64, warps, keys: 32, blocks: 1 },
+  ];
 }
 
 /**
@@ -127,8 +146,8 @@ export function flashKeysTile(
     2 * (2 * stage + own),
     partBytes(cut, Math.max(keyWidth, valueWidth)),
   );
-  // The chosen leaders take twice the room of the tables.
-  if (needed > sharedBytes - 3 * TABLE_BYTES) return undefined;
+  // The chosen leaders take more room than the tables.
+  if (needed + 4 * TABLE_BYTES > sharedBytes) return undefined;
   return { ...cut, stages: 2, sharedBytes: needed };
 }
 
@@ -139,24 +158,19 @@ function forwardCuts(
   rows: number,
 ): readonly Cut[] {
   const isWide = keyWidth > 192 || valueWidth > 128;
-  const blocks = isWide ? 1 : 3;
-  const few: readonly Cut[] =
-    rows <= 16
-      ? [{ rows: 16, warps: 4, keys: 64, blocks }]
-      : rows <= 32
-        ? [{ rows: 32, warps: 4, keys: 64, blocks }]
-        : [{ rows: 64, warps: 4, keys: 64, blocks }];
-  // Two tiles of rows a warp read each key half as often.
-  const many: readonly Cut[] =
-    rows > 64 && !isWide ? [{ rows: 128, warps: 4, keys: 64, blocks: 2 }] : [];
-  const narrow = few.map((cut) => ({
-    ...cut,
+  const few = { rows: rows <= 16 ? 16 : rows <= 32 ? 32 : 64, warps: 4 };
+  const half = { rows: few.rows, warps: Math.min(4, few.rows / 8), keys: 32 };
+  const most = { rows: 128, warps: 4, blocks: 2 };
+  return [
+    // Two tiles of rows a warp read each key half as often.
+    ...(rows > 64 && !isWide ? [64, 32] : []).map((keys) => ({
+      ...most,
+      keys,
+    })),
+    ...(isWide ? [1] : [3, 2]).map((blocks) => ({ ...few, keys: 64, blocks })),
     // A warp has 16 keys or more.
-    warps: Math.min(cut.warps, cut.rows / 8),
-    keys: 32,
-    blocks: 1,
-  }));
-  return [...many, ...few, ...narrow];
+    { ...half, blocks: 1 },
+  ];
 }
 
 /** Keys of a tile of importance. */
@@ -186,7 +200,7 @@ export function importanceTile(
   const keyWidth = shape.width + shape.ropeWidth;
   const [rows, stages] = [128, 2];
   const needed = 2 * keyWidth * (rows + stages * RANKED_KEYS);
-  if (needed + 2 * TABLE_BYTES > sharedBytes) return undefined;
+  if (needed + 3 * TABLE_BYTES > sharedBytes) return undefined;
   return {
     rows,
     warps: 4,
