@@ -13,6 +13,9 @@
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
  * 64, blocks of 16, 64 selected, lists of every query and of every 4th.
  *
+ * Before it times anything it compares every operator, on CHECKED tokens, with
+ * the same one in f32, which takes other kernels.
+ *
  * A time is that of calls enqueued back to back until the device is idle,
  * divided by their number: the median of the rounds, after two calls that do
  * not count.
@@ -83,6 +86,52 @@ async function time(operator, inputs, attributes) {
   return rounds.sort((a, b) => a - b)[rounds.length >> 1];
 }
 
+/** An odd number of tokens, with an end in every tile. */
+const CHECKED = 777;
+/** Of the root mean square; of a 16-bit type's roundings. */
+const ALLOWED = 0.01;
+
+/** The root mean square of got - want over that of want. */
+function ratio(got, want) {
+  let error = 0;
+  let size = 0;
+  for (let i = 0; i < want.length; i++) {
+    // An LSE of nothing is -inf in both.
+    if (got[i] === want[i]) continue;
+    error += (got[i] - want[i]) ** 2;
+  }
+  for (const x of want) size += Number.isFinite(x) ? x ** 2 : 0;
+  return Math.sqrt(error / size);
+}
+
+/** Fails where an operator differs from itself in f32. */
+async function compare(label, operator, inputs, attributes) {
+  const scope = new Scope(backend);
+  const made = new Map();
+  const wide = (x) => {
+    if (!x || x.dtype !== dtype) return x;
+    const known =
+      made.get(x) ?? scope.run(operators.cast, { x }, { dtype: 'f32' }).y;
+    made.set(x, known);
+    return known;
+  };
+  const widened = Object.fromEntries(
+    Object.entries(inputs).map(([name, x]) => [name, wide(x)]),
+  );
+  const got = scope.run(operators[operator], inputs, attributes);
+  const want = scope.run(operators[operator], widened, attributes);
+  for (const name in want) {
+    if (!want[name]) continue;
+    const error = ratio(
+      await backend.read(wide(got[name]).storage),
+      await backend.read(want[name].storage),
+    );
+    if (error <= ALLOWED) continue;
+    throw new Error(`${label}: ${operator} ${name} is off by ${error}`);
+  }
+  scope.free();
+}
+
 const rows = [];
 function report(layer, tokens, name, ms, operations) {
   const tflops = operations ? (operations / ms / 1e9).toFixed(0) : '';
@@ -105,24 +154,40 @@ function layer(name, tokens) {
     const widths =
       inputs.q.shape[2] + (inputs.qRope?.shape[2] ?? 0) + inputs.v.shape[2];
     const operations = 2 * pairs(tokens, seen) * heads * widths;
-    const forward = await time(operator, inputs, attributes);
-    report(name, tokens, label, forward, operations);
     const results = scope.run(operators[operator], inputs, attributes);
     const all = {
       ...inputs,
       ...results,
       dO: filled(scope, ...results.o.shape),
     };
+    const { lse } = results;
+    const done = { lse, free: () => scope.free() };
+    if (tokens === CHECKED) {
+      await compare(`${name}, ${label}`, operator, inputs, attributes);
+      await compare(
+        `${name}, ${label}`,
+        `${operator}Backward`,
+        all,
+        attributes,
+      );
+      return done;
+    }
+    const forward = await time(operator, inputs, attributes);
+    report(name, tokens, label, forward, operations);
     const backward = await time(`${operator}Backward`, all, attributes);
     report(name, tokens, `${label}, backward`, backward, 2.5 * operations);
     if (counts) {
       total.forward += forward;
       total.backward += backward;
     }
-    const { lse } = results;
-    return { lse, free: () => scope.free() };
+    return done;
   };
   const ranking = async (inputs, attributes, width, seen) => {
+    if (tokens === CHECKED) {
+      const { count: _, initial: __, local: ___, ...rest } = attributes;
+      await compare(`${name}, ranking`, 'blockImportance', inputs, rest);
+      return;
+    }
     const ms = await time('selectBlocks', inputs, attributes);
     const leaders = 1 / attributes.sharing;
     const operations = 2 * leaders * pairs(tokens, seen) * heads * width;
@@ -130,6 +195,7 @@ function layer(name, tokens) {
     total.forward += ms;
   };
   const finish = () => {
+    if (tokens === CHECKED) return;
     report(name, tokens, 'together, forward', total.forward);
     report(name, tokens, 'together, backward', total.backward);
   };
@@ -236,9 +302,8 @@ console.log(`${backend.description}, ${dtype}\n`);
 console.log('| layer | tokens | operator | ms | TFLOP/s |');
 console.log('|---|---|---|---|---|');
 const cases = { nsa, asa };
-for (const tokens of flags.context.split(',').map(Number)) {
-  for (const name of positionals.length > 0 ? positionals : ['nsa', 'asa']) {
-    await cases[name](tokens);
-  }
+const names = positionals.length > 0 ? positionals : ['nsa', 'asa'];
+for (const tokens of [CHECKED, ...flags.context.split(',').map(Number)]) {
+  for (const name of names) await cases[name](tokens);
 }
 await backend.destroy();
