@@ -16,7 +16,7 @@
 constexpr int ROW_STAGE = N * (KEY + VALUE) + N * (int)(sizeof(float2) / sizeof(T));
 
 /** Sums of wide keys leave few registers for addresses. */
-constexpr int UNROLLED = KEY > 128 ? 2 : 4;
+constexpr int UNROLLED = KEY > 128 && SPAN > 16 ? 2 : 4;
 
 /** Rows `first .. end` of a unit. */
 struct RowWalk {
