@@ -4,10 +4,10 @@
  * (two a multiplication and addition; only keys that are seen count).
  *
  *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa]
- *     --context 8192,16384,32768,65536   tokens
+ *     --context 8192,16384,32768   tokens
  *     --dtype bf16
  *     --full 16384      longest context of full attention
- *     --seconds 0.15    measuring time an operator
+ *     --seconds 0.1     measuring time an operator
  *
  * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512.
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
@@ -27,10 +27,10 @@ import { operators, Random, Scope, Sequences } from '@asa/core';
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    context: { type: 'string', default: '8192,16384,32768,65536' },
+    context: { type: 'string', default: '8192,16384,32768' },
     dtype: { type: 'string', default: 'bf16' },
     full: { type: 'string', default: '16384' },
-    seconds: { type: 'string', default: '0.15' },
+    seconds: { type: 'string', default: '0.1' },
   },
 });
 const { dtype } = flags;
