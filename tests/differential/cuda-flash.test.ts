@@ -3,7 +3,6 @@
  * for: every cut of rows and keys, each at ends that no tile divides.
  */
 import { openCpu } from '@asa/backend-cpu';
-import { type CudaBackend, openCuda } from '@asa/backend-gpu/cuda';
 import {
   type Backend,
   type FloatType,
@@ -18,6 +17,8 @@ import {
   type ValuesByName,
 } from '../../packages/core/src/verify/run-operator';
 import { type Values, valuesOf } from '../../packages/core/src/verify/values';
+import { whyNoEmulator } from '../cuda-emulator/build.mjs';
+import { openEmulated } from '../cuda-emulator/open';
 
 interface Form {
   readonly heads: number;
@@ -153,48 +154,47 @@ const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
   ),
 );
 
-const isThere = await openCuda({ cacheFolder: null }).then(
-  (backend) => backend.destroy().then(() => true),
-  () => false,
+const reason = whyNoEmulator();
+
+describe.skipIf(reason)(
+  `fast attention on emulated CUDA ${reason ?? ''}`,
+  () => {
+    let backend: Backend;
+    let reference: Backend;
+
+    beforeAll(async () => {
+      backend = await openEmulated();
+      reference = await openCpu({ poison: true });
+    }, 120_000);
+    afterAll(async () => {
+      await backend.destroy();
+      await reference.destroy();
+    });
+
+    test.for(cases)(
+      '%s in %s: %s',
+      { timeout: 300_000 },
+      async ([operator, dtype, name]) => {
+        const form = forms[name] as Form;
+        const { inputs, attributes } = await callOf(
+          operator,
+          form,
+          dtype,
+          reference,
+        );
+        const call = { operator, attributes, inputs: {} };
+        const judged = await judgeCall(
+          { backend, reference },
+          call,
+          inputs,
+          dtype,
+        );
+        expect(judged).toMatchObject({ percent: expect.any(Number) });
+        expect(judged).not.toHaveProperty('detail');
+      },
+    );
+  },
 );
-
-describe.skipIf(!isThere)('fast attention on CUDA', () => {
-  let backend: CudaBackend;
-  let reference: Backend;
-
-  beforeAll(async () => {
-    backend = await openCuda({ poison: true });
-    reference = await openCpu({ poison: true });
-  });
-  afterAll(async () => {
-    await backend.destroy();
-    await reference.destroy();
-  });
-
-  test.for(cases)(
-    '%s in %s: %s',
-    { timeout: 300_000 },
-    async ([operator, dtype, name]) => {
-      const form = forms[name] as Form;
-      const { inputs, attributes } = await callOf(
-        operator,
-        form,
-        dtype,
-        reference,
-      );
-      const call = { operator, attributes, inputs: {} };
-      const judged = await judgeCall(
-        { backend, reference },
-        call,
-        inputs,
-        dtype,
-      );
-      expect(judged).toMatchObject({ percent: expect.any(Number) });
-      if (process.env.ASA_SHOW) console.log(operator, name, judged);
-      expect(judged).not.toHaveProperty('detail');
-    },
-  );
-});
 
 async function callOf(
   operator: OperatorName,
