@@ -1,10 +1,12 @@
 // Measures backends, and writes the tables of docs/backends.md from what was
 // measured. From a build:
-//   node scripts/backends.mjs measure docs/figures/NAME BACKEND... [--large]
+//   node scripts/backends.mjs operators docs/figures/NAME BACKEND...
+//   node scripts/backends.mjs times docs/figures/NAME BACKEND... [--large]
 //   node scripts/backends.mjs page
-// A folder of figures belongs to one machine; a file of it holds which
-// operators a backend computes as the reference does, in which types, and its
-// times. `--large` measures shapes that fill a GPU instead, and no operators.
+// A folder of figures belongs to one machine, which its machine.txt names.
+// `operators` writes which of them a backend computes as the reference does,
+// and in which types; `times` how long it takes, `--large` for shapes that fill
+// a GPU.
 import { execFile } from 'node:child_process';
 import {
   existsSync,
@@ -73,30 +75,28 @@ function asa(...words) {
   });
 }
 
-/** `ok`, or why not, of each operator in each type that it has a kernel for. */
+/** `ok`, or why not, of each operator in each type. */
 async function operatorsOf(backend) {
-  const report = await asa(
+  const { device, rows } = await asa(
     ...['verify', '--backend', backend, '--suite', 'operators'],
-    ...['--runs', '8', '--json'],
+    ...['--dtype', 'f32', 'f16', 'bf16', '--runs', '8', '--json'],
   );
-  const found = {};
-  for (const { name, dtype, status, detail, cases } of report.rows) {
+  const operators = {};
+  for (const { name, dtype, status, detail, cases } of rows) {
     // Only `cast` is right where it is refused for some types.
     const isThere = name === 'cast' && status === 'missing' && cases > 0;
-    found[name] ??= {};
-    found[name][dtype] =
+    operators[name] ??= {};
+    operators[name][dtype] =
       status === 'ok' || isThere ? 'ok' : (detail ?? status).split('\n')[0];
   }
-  return found;
+  return { backend, device, operators };
 }
 
-async function measure(folder, backend, size) {
-  const operators = size === 'small' ? await operatorsOf(backend) : undefined;
-  const report = await asa(
+async function timesOf(backend, size) {
+  const { device, date, rows } = await asa(
     ...['bench', '--backend', backend, '-o', 'json'],
     ...sizes[size].arguments,
   );
-  const { device, date, rows } = report;
   const times = sizes[size].rows.map(([title, name, shape]) => {
     const row = rows.find(
       (each) =>
@@ -108,11 +108,13 @@ async function measure(folder, backend, size) {
     const ms = timing?.ms;
     return { title, shape: row?.shape, status, detail, ms, rates };
   });
+  return { backend, device, date, times };
+}
+
+function write(folder, kind, found) {
   mkdirSync(folder, { recursive: true });
-  writeFileSync(
-    join(folder, `${backend}.${size}.json`),
-    `${JSON.stringify({ backend, device, date, operators, times })}\n`,
-  );
+  const file = join(folder, `${found.backend}.${kind}.json`);
+  writeFileSync(file, `${JSON.stringify(found)}\n`);
 }
 
 /** The figures of every machine: its name, what it is, and its files. */
@@ -127,7 +129,8 @@ function machines() {
         .map(read)
         .sort((a, b) => order(a.backend) - order(b.backend));
     const words = readFileSync(join(folder, 'machine.txt'), 'utf8').trim();
-    return { words, small: of('small'), large: of('large') };
+    const kinds = ['operators', 'small', 'large'];
+    return { words, ...Object.fromEntries(kinds.map((k) => [k, of(k)])) };
   });
 }
 
@@ -145,8 +148,8 @@ const table = (head, rows) =>
 /** Of each backend, by the machine where it computes the most types. */
 function operatorTable(all) {
   const best = new Map();
-  for (const { words, small } of all) {
-    for (const { backend, operators } of small) {
+  for (const { words, operators: files } of all) {
+    for (const { backend, operators } of files) {
       const types = [...new Set(Object.values(operators).flatMap(Object.keys))];
       const lines = types.map((type) => typeCell(operators, type));
       const count = lines.filter(({ ok }) => ok > 0).length;
@@ -219,13 +222,17 @@ async function main() {
   const [command, folder, ...backends] = positionals;
   if (command === 'page' && existsSync(figures)) {
     writeFileSync(page, pageOf(readFileSync(page, 'utf8')));
-  } else if (command === 'measure' && backends.length > 0) {
-    for (const backend of backends) {
-      await measure(folder, backend, values.large ? 'large' : 'small');
-    }
-  } else {
-    console.error('usage: node scripts/backends.mjs measure FOLDER BACKEND...');
+    return;
+  }
+  if (!['operators', 'times'].includes(command) || backends.length === 0) {
+    console.error('usage: see the head of scripts/backends.mjs');
     process.exitCode = 2;
+    return;
+  }
+  const size = values.large ? 'large' : 'small';
+  for (const backend of backends) {
+    if (command === 'times') write(folder, size, await timesOf(backend, size));
+    else write(folder, command, await operatorsOf(backend));
   }
 }
 

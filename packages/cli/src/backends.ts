@@ -58,7 +58,8 @@ const backends: readonly BackendEntry[] = [
     explain: async () => (await whyNoGpu()) ?? (await whyNotWebGpu()),
     open: async () => {
       const { openWebGpu } = await import('@asa/backend-gpu/webgpu');
-      return openWebGpu({ hardwareOnly: true });
+      // Kernels keep their own bounds: Dawn's would halve some of them.
+      return openWebGpu({ hardwareOnly: true, boundsChecks: false });
     },
   },
   {
