@@ -43,6 +43,8 @@ export default defineConfig({
     // CI counts the tests from the JSON report.
     reporters: process.env.CI ? ['default', 'json'] : ['default'],
     outputFile: { json: 'reports/vitest.json' },
+    // One core less is the default: on two cores that is half of the time.
+    maxWorkers: '100%',
     projects: [
       {
         extends: true,
