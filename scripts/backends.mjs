@@ -79,7 +79,7 @@ function asa(...words) {
 async function operatorsOf(backend) {
   const { device, rows } = await asa(
     ...['verify', '--backend', backend, '--suite', 'operators'],
-    ...['--dtype', 'f32', 'f16', 'bf16', '--runs', '8', '--json'],
+    ...['--dtype', 'f32', 'f16', 'bf16', '--runs', '5', '--json'],
   );
   const operators = {};
   for (const { name, dtype, status, detail, cases } of rows) {
