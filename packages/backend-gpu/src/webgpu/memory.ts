@@ -22,9 +22,14 @@ export class Memory {
     return this.elements * bytesPerElement[this.dtype];
   }
 
-  /** Bytes of a binding: a multiple of 4, never 0. */
-  get boundBytes(): number {
+  /** Bytes that are copied: a multiple of 4, never 0. */
+  get paddedBytes(): number {
     return Math.max(4, Math.ceil(this.bytes / 4) * 4);
+  }
+
+  /** Bytes of a binding: also of no elements one vector, as kernels declare. */
+  get boundBytes(): number {
+    return Math.max(16, this.paddedBytes);
   }
 
   /** Whether this is still the buffer behind it. */

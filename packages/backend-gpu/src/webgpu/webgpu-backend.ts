@@ -170,24 +170,24 @@ export class WebGpuBackend implements Backend, KernelContext {
   async read(storage: Storage): Promise<HostArray> {
     this.check();
     const memory = memoryOf(storage);
-    const { boundBytes, dtype, elements } = memory;
-    const target = this.takeStaging(boundBytes);
+    const { paddedBytes, dtype, elements } = memory;
+    const target = this.takeStaging(paddedBytes);
     this.touch(memory);
     this.commands.copy({
       source: memory.buffer.gpu,
       sourceOffset: 0,
       target,
       targetOffset: 0,
-      bytes: boundBytes,
+      bytes: paddedBytes,
     });
     this.commands.flush();
     try {
-      await target.mapAsync(GPUMapMode.READ, 0, boundBytes);
+      await target.mapAsync(GPUMapMode.READ, 0, paddedBytes);
     } catch (error) {
       await this.settle();
       throw asInternal(error);
     }
-    const data = target.getMappedRange(0, boundBytes).slice(0);
+    const data = target.getMappedRange(0, paddedBytes).slice(0);
     target.unmap();
     this.staging.push(target);
     await this.settle();
@@ -305,7 +305,7 @@ export class WebGpuBackend implements Backend, KernelContext {
   clear(tensor: Tensor): void {
     const memory = memoryOf(tensor.storage);
     this.touch(memory);
-    this.commands.clear(memory.buffer.gpu, memory.boundBytes);
+    this.commands.clear(memory.buffer.gpu, memory.paddedBytes);
   }
 
   scratch(elements: number, dtype: DType): Tensor {
@@ -400,7 +400,7 @@ export class WebGpuBackend implements Backend, KernelContext {
   }
 
   private poison(memory: Memory): void {
-    const words = new Uint32Array(memory.boundBytes / 4);
+    const words = new Uint32Array(memory.paddedBytes / 4);
     // NaN in f32 and in f16; in i32 a number that no index has.
     words.fill(memory.dtype === 'i32' ? 0x80000000 : 0x7fff7fff);
     if (memory.buffer.batch === this.commands.batch) this.commands.flush();
