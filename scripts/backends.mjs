@@ -24,6 +24,11 @@ const program = join(root, 'packages/cli/dist/main.js');
 const figures = join(root, 'docs/figures');
 const page = join(root, 'docs/backends.md');
 
+const operators = [
+  ...['matmul matmul', 'operators attention'],
+  ...['selectedAttention r=4', 'selectedAttentionBackward r=4'],
+].join(',');
+
 /** What is measured: texts in the names of cases, and the rows of a table. */
 const sizes = {
   small: {
@@ -31,7 +36,7 @@ const sizes = {
       ...['--profile', 'small', '--context', '256', '--seconds', '0.2'],
       ...['--suite', 'matmul,operators,model'],
       '--only',
-      'matmul matmul,operators attention,selectedAttention r=4,pp,tg16 @',
+      `${operators},pp,tg16 @`,
     ],
     rows: [
       ['matmul', 'matmul', 'M 256, N 256, K 256'],
@@ -47,10 +52,10 @@ const sizes = {
     arguments: [
       ...['--profile', 'large', '--context', '2k', '--seconds', '0.2'],
       ...['--suite', 'matmul,operators'],
-      ...['--only', 'matmul matmul,operators attention,selectedAttention r=4'],
+      ...['--only', operators],
     ],
     rows: [
-      ['matmul', 'matmul', 'M 4,096, N 4,096, K 4,096'],
+      ['matmul', 'matmul', 'M 4096, N 4096, K 4096'],
       ['attention', 'attention'],
       ['attention, backward', 'attentionBackward'],
       ['selected attention', 'selectedAttention r=4'],
@@ -81,15 +86,15 @@ async function operatorsOf(backend) {
     ...['verify', '--backend', backend, '--suite', 'operators'],
     ...['--dtype', 'f32', 'f16', 'bf16', '--runs', '5', '--json'],
   );
-  const operators = {};
+  const found = {};
   for (const { name, dtype, status, detail, cases } of rows) {
     // Only `cast` is right where it is refused for some types.
     const isThere = name === 'cast' && status === 'missing' && cases > 0;
-    operators[name] ??= {};
-    operators[name][dtype] =
+    found[name] ??= {};
+    found[name][dtype] =
       status === 'ok' || isThere ? 'ok' : (detail ?? status).split('\n')[0];
   }
-  return { backend, device, operators };
+  return { backend, device, operators: found };
 }
 
 async function timesOf(backend, size) {
@@ -104,7 +109,7 @@ async function timesOf(backend, size) {
         each.name === name &&
         (shape === undefined || each.shape === shape),
     );
-    const { status = 'not reached', detail, timing, rates } = row ?? {};
+    const { status = 'not measured', detail, timing, rates } = row ?? {};
     const ms = timing?.ms;
     return { title, shape: row?.shape, status, detail, ms, rates };
   });

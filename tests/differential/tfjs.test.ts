@@ -2,7 +2,13 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { openCpu } from '@asa/backend-cpu';
 import { openTfjs, type TfjsBackend } from '@asa/backend-gpu/tfjs';
-import { type Backend, type OperatorName, operators } from '@asa/core';
+import {
+  type Backend,
+  type OperatorName,
+  operators,
+  Scope,
+  type Tensor,
+} from '@asa/core';
 import { openFolder } from '@asa/core/node';
 import { differential, verifyAll } from '@asa/core/verify';
 import * as tf from '@tensorflow/tfjs-core';
@@ -51,6 +57,33 @@ describe.each(engines)('TensorFlow.js, %s', (engine, cases) => {
       expect(tf.memory().numTensors).toBe(before);
     },
   );
+
+  test('turns by positions that only the device knows', async () => {
+    const scope = new Scope(backend);
+    const at = Int32Array.of(0, 1, 77, 4095, 31_999);
+    const positions = scope.tensor(at, [5], 'i32');
+    const copied = scope.empty([5], 'i32');
+    backend.copy(positions.storage, 0, copied.storage, 0, 5);
+    const operands = {
+      x: scope.tensor(new Float32Array(20).fill(1), [5, 1, 4], 'f32'),
+      frequencies: scope.tensor(Float32Array.of(1, 0.01), [2], 'f32'),
+    };
+    const [known, unknown] = [positions, copied].map(
+      (tensor) =>
+        scope.run(
+          operators.rope,
+          { ...operands, positions: tensor },
+          { style: 'half' },
+        ).y,
+    ) as [Tensor, Tensor];
+    const want = [...(await scope.read(known))];
+    const got = await scope.read(unknown);
+    for (const [i, value] of got.entries())
+      expect(value).toBeCloseTo(want[i] as number, 5);
+    // The last row, by the definition: channels 0 and 2 are a pair.
+    expect(want[16]).toBeCloseTo(Math.cos(31_999) - Math.sin(31_999), 5);
+    scope.free();
+  });
 
   test('tells 64 tokens with the embedded model as the oracle does', {
     timeout: 120_000,

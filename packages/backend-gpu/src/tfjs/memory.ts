@@ -1,16 +1,21 @@
 import {
   bytesPerElement,
   type DType,
+  type HostArray,
   type Storage,
   type Tensor,
   TensorStateError,
 } from '@asa/core';
 import * as tf from '@tensorflow/tfjs-core';
 
+/** Elements that the host keeps a copy of. */
+const MOST_KNOWN = 2 ** 16;
+
 /** tfjs's tensors never change: a write puts another in the place. */
 export class Memory {
   private current: tf.Tensor | undefined;
   private isFreed = false;
+  private known: HostArray | undefined;
 
   constructor(
     readonly elements: number,
@@ -34,10 +39,16 @@ export class Memory {
     return this.dtype === 'i32' ? 'int32' : 'float32';
   }
 
-  /** Takes the tensor over. */
-  set(tensor: tf.Tensor): void {
+  /** What the host wrote, where it is little and nothing was computed since. */
+  get written(): HostArray | undefined {
+    return this.known;
+  }
+
+  /** Takes the tensor over; `written` if it is the host's, and whole. */
+  set(tensor: tf.Tensor, written?: HostArray): void {
     this.current?.dispose();
     this.current = tf.keep(tensor);
+    this.known = this.elements <= MOST_KNOWN ? written : undefined;
   }
 
   free(): void {

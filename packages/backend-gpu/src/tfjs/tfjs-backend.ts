@@ -23,6 +23,7 @@ type AnyBody = (
   inputs: Readonly<Record<string, tf.Tensor>>,
   attributes: unknown,
   outputs: Operands,
+  written: (operand: string) => HostArray | undefined,
 ) => Readonly<Record<string, tf.Tensor | undefined>>;
 
 /** Operators as functions of TensorFlow.js, on one of its backends. */
@@ -102,10 +103,10 @@ export class TfjsBackend implements Backend {
     checkRange('write', memory, offset, data.length);
     if (data.length === 0) return;
     // A copy: the caller may go on to change the array.
+    const own = data.slice();
     memory.set(
-      tf.tidy(() =>
-        spliced(memory, offset, tf.tensor1d(data.slice(), memory.type)),
-      ),
+      tf.tidy(() => spliced(memory, offset, tf.tensor1d(own, memory.type))),
+      own.length === memory.elements ? own : undefined,
     );
   }
 
@@ -199,7 +200,11 @@ export class TfjsBackend implements Backend {
         if (tensor) views[operand] = viewOf(tensor);
       }
       const found: Record<string, tf.Tensor> = {};
-      const values = body(views, attributes, outputs);
+      const written = (operand: string) => {
+        const tensor = inputs[operand];
+        return tensor && memoryOf(tensor.storage).written;
+      };
+      const values = body(views, attributes, outputs, written);
       for (const [operand, value] of Object.entries(values)) {
         // A clone: an operand that is handed through stays its owner's.
         if (value) found[operand] = tf.clone(value);

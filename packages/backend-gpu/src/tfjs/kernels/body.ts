@@ -16,6 +16,8 @@ type Body<Name extends OperatorName> = (
   inputs: Views<Parts<Name>[0]>,
   attributes: Parts<Name>[2],
   outputs: Parts<Name>[1],
+  /** An operand's elements where the host has just written them. */
+  written: (operand: keyof Parts<Name>[0]) => ArrayLike<number> | undefined,
 ) => Readonly<Record<string, tf.Tensor | undefined>>;
 
 /** Some bodies, each of its operator's type. */
