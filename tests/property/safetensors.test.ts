@@ -7,6 +7,7 @@ import {
   type ReadableFile,
 } from '../../packages/core/src/io/files';
 import { openSafetensors } from '../../packages/core/src/io/safetensors';
+import { cpuTime } from '../unit/cpu-time';
 import { written } from '../unit/io/bytes';
 import { metadata, mutations, tensors } from './safetensors-arbitraries';
 
@@ -68,10 +69,10 @@ describe('10,000 broken files', () => {
       mutations,
       async (tensors, metadata, mutate) => {
         const bytes = mutate(await written(tensors, metadata));
-        const start = performance.now();
+        const start = cpuTime();
         if (await survives(bytes)) opened++;
         else refused++;
-        expect(performance.now() - start).toBeLessThan(1000);
+        expect(cpuTime() - start).toBeLessThan(1000);
       },
     );
     await fc.assert(property, { numRuns: 10_000 });

@@ -5,6 +5,7 @@ import {
   type NamedTensor,
   openSafetensors,
 } from '../../../packages/core/src/io/safetensors';
+import { cpuTime } from '../cpu-time';
 import { fileBytes, open, withLength, written } from './bytes';
 
 const entry = (begin: number, end: number, dtype = 'F32', shape?: unknown) => ({
@@ -283,12 +284,12 @@ describe('a file is allowed', () => {
       Array.from({ length: 100_000 }, (_, i) => [`t${i}`, entry(0, 0)]),
     );
     const bytes = fileBytes(header);
-    // The best of three: a busy machine is not the reader's fault.
+    // The best of three: compiling is not the reader's fault.
     let best = Number.POSITIVE_INFINITY;
     for (let i = 0; i < 3; i++) {
-      const start = performance.now();
+      const start = cpuTime();
       expect((await open(bytes)).tensors.size).toBe(100_000);
-      best = Math.min(best, performance.now() - start);
+      best = Math.min(best, cpuTime() - start);
     }
     expect(best).toBeLessThan(1000);
   });

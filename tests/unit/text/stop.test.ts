@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../../packages/core/src/errors';
 import { StopMatcher } from '../../../packages/core/src/text';
+import { cpuTime } from '../cpu-time';
 
 describe('StopMatcher', () => {
   it('holds back what may become a stop string', () => {
@@ -51,12 +52,12 @@ describe('StopMatcher', () => {
 
   it('takes time in the text, not in text times stop', () => {
     const matcher = new StopMatcher([`${'a'.repeat(1_000)}b`]);
-    const started = performance.now();
+    const started = cpuTime();
     let length = 0;
     for (let i = 0; i < 100; i++)
       length += matcher.push('a'.repeat(10_000)).length;
     expect(length).toBe(1_000_000 - 1_000);
     // A naive search takes 1e9 steps.
-    expect(performance.now() - started).toBeLessThan(1_000);
+    expect(cpuTime() - started).toBeLessThan(1_000);
   });
 });
