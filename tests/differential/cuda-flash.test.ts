@@ -131,6 +131,29 @@ const forms: Readonly<Record<string, Form>> = {
     counts: [{ queries: 33, keys: 47 }],
     count: 3,
   },
+  'decoding: one query of sequences of very different lengths': {
+    heads: 32,
+    groups: 2,
+    width: 64,
+    rope: 16,
+    counts: [1, 15, 16, 17, 1030, 2049].map((keys) => ({ queries: 1, keys })),
+    window: 700,
+    sharing: 4,
+    count: 20,
+    tail: 2,
+  },
+  'decoding: three queries a sequence, a list each': {
+    heads: 16,
+    groups: 1,
+    width: 32,
+    value: 48,
+    counts: [{ queries: 3 }, { queries: 3, keys: 1301 }, { queries: 0 }],
+    window: 130,
+    length: 32,
+    blockSize: 16,
+    count: 13,
+    tail: 1,
+  },
 };
 
 const backwardOf: Partial<Record<OperatorName, OperatorName>> = {

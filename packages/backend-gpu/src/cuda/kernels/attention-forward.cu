@@ -3,7 +3,7 @@
 #include "attention-tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attentionForward(Call u, T *o, float *lse, int parts) {
+    attentionForward(Call u, Result *o, float *lse, int splits, int parts) {
   extern __shared__ int4 memory[];
   __shared__ RowTable<ROWS> rows;
   __shared__ KeyTable<N> keyTable;
@@ -16,11 +16,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Sequence s = u.sequences[blockIdx.z];
   int head0 = blockIdx.y * u.unitHeads;
   int keyHead = head0 / (u.heads / u.keyHeads);
-  int part = blockIdx.x % parts;
+  Split split(splits);
+  int part = blockIdx.x / split.count % parts;
   // The last rows walk furthest, so they start first.
-  int tile = gridDim.x / parts - 1 - blockIdx.x / parts;
+  int tile = (gridDim.x - 1 - blockIdx.x) / (split.count * parts);
   Walk walk;
   if (!openRows(u, s, tile, head0, rows, walk)) return;
+  if (!split.take(walk, rows, lse)) return;
   __syncthreads();
   loadTile(tileQ, pitch, ROWS, keyColumns(u), rows.index, queries(u),
            rotaryQueries(u), u.aligned);
@@ -96,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float all = total[half];
     all += __shfl_xor_sync(0xffffffff, all, 1);
     all += __shfl_xor_sync(0xffffffff, all, 2);
-    i64 index = rows.index[row[half]];
-    if (index < 0) continue;
+    if (rows.index[row[half]] < 0) continue;
+    i64 index = split.rowOf(rows.index[row[half]]);
     float inverse = all == 0 ? 0 : 1 / all;
     if (part == 0 && laneColumn() == 0) {
       lse[index] = all == 0 ? -INFINITE : most[half] + logf(all);
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int e = 0; e < 2; e++) {
         int c = part * C + 8 * n + laneColumn() + e;
         if (c >= u.valueWidth) continue;
-        o[index * u.valueWidth + c] = narrow<T>(sums[n][2 * half + e] * inverse);
+        o[index * u.valueWidth + c] = narrow<Result>(sums[n][2 * half + e] * inverse);
       }
     }
   }

@@ -31,6 +31,51 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
   statistics[row] = make_float2(all == -INFINITE ? 0 : all, delta);
 }
 
+/** Parts of a row at most; as in attention-forward.ts. */
+#define MOST_PARTS 512
+
+/**
+ * o = sum over a row's parts p of e^(lse_p - lse) o_p; a part that saw nothing
+ * has no o_p. A block of 8 warps has 32 columns of a row, and its warps take
+ * turns at the parts.
+ */
+extern "C" __global__ void __launch_bounds__(256)
+    joinParts(const f32 *partO, const float *partLse, T *o, float *lse,
+              int parts, int width) {
+  __shared__ float weights[MOST_PARTS];
+  __shared__ float sums[8][32];
+  i64 row = blockIdx.x;
+  float top = -INFINITE;
+  for (int p = threadIdx.x; p < parts; p += blockDim.x) {
+    weights[p] = partLse[row * parts + p];
+    top = fmaxf(top, weights[p]);
+  }
+  top = blockMax(top);
+  float reference = top == -INFINITE ? 0 : top;
+  float total = 0;
+  for (int p = threadIdx.x; p < parts; p += blockDim.x) {
+    weights[p] = expf(weights[p] - reference);
+    total += weights[p];
+  }
+  total = blockSum(total);
+
+  int warp = threadIdx.x / 32;
+  int lane = threadIdx.x % 32;
+  int c = blockIdx.y * 32 + lane;
+  float sum = 0;
+#pragma unroll 4
+  for (int p = warp; p < parts; p += 8) {
+    bool isSeen = weights[p] > 0 && c < width;
+    sum += isSeen ? weights[p] * partO[(row * parts + p) * width + c] : 0;
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0) return;
+  for (int w = 1; w < 8; w++) sum += sums[w][lane];
+  if (c < width) o[row * width + c] = narrow<T>(total == 0 ? 0 : sum / total);
+  if (c == 0) lse[row] = total == 0 ? -INFINITE : top + logf(total);
+}
+
 /** y[n, c] = sum over g of x[n, g, c] */
 extern "C" __global__ void sumHeads(const f32 *x, T *y, i64 count, int heads,
                                     int width) {

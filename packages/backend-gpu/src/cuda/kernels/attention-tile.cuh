@@ -17,6 +17,17 @@
 #endif
 #define THREADS (32 * WARPS)
 
+// SPLIT: a tile's walk is shared out over several blocks of threads, whose
+// results stay in f32 until `joinParts` has joined them.
+#ifndef SPLIT
+#define SPLIT 0
+#endif
+#if SPLIT
+typedef f32 Result;
+#else
+typedef T Result;
+#endif
+
 struct Call {
   const T *q, *k, *v, *qRope, *kRope;
   const Sequence *sequences;
@@ -121,6 +132,36 @@ struct Walk {
   int keys;
 };
 
+/** One of the blocks of threads that share out a tile's walk. */
+struct Split {
+  int number, count;
+
+  /** `count` numbers are the next ones of the grid's first axis. */
+  __device__ Split(int count)
+      : number(SPLIT ? blockIdx.x % count : 0), count(SPLIT ? count : 1) {}
+
+  /** Where its results of a row lie: the parts of a row one behind another. */
+  __device__ i64 rowOf(int index) const { return (i64)index * count + number; }
+
+  /**
+   * Takes its keys of a walk, whole tiles and at least two of them. False where
+   * none are left: the LSE of its rows is -inf then, and o is not written.
+   */
+  __device__ bool take(Walk &walk, const RowTable<ROWS> &rows,
+                       float *lse) const {
+    if (!SPLIT) return true;
+    int tiles = (walk.end - walk.first + N - 1) / N;
+    int keys = max(2, (tiles + count - 1) / count) * N;
+    walk.first += number * keys;
+    walk.end = min(walk.end, walk.first + keys);
+    if (walk.first < walk.end) return true;
+    // The thread's own row: it has filled the table.
+    int index = threadIdx.x < ROWS ? rows.index[threadIdx.x] : -1;
+    if (index >= 0) lse[rowOf(index)] = -INFINITE;
+    return false;
+  }
+};
+
 /** The key position of a slot, -1 for none. */
 __device__ inline int keyAt(const Call &u, const Sequence &s, const Walk &walk,
                             int slot) {
@@ -141,14 +182,17 @@ __device__ inline bool openRows(const Call &u, const Sequence &s, int tile,
   if (VIEW == SELECTED) {
     int tiles = (u.sharing * u.unitHeads + ROWS - 1) / ROWS;
     int leader = tile / tiles;
-    // Its first query's position; that may lie before the first one here.
+    // Those of its queries that are here: in decoding often one of them.
     int leaderAt = (past / u.sharing + leader) * u.sharing;
-    if (leaderAt >= s.keyCount || s.queryCount == 0) return false;
+    int firstQuery = max(leaderAt - past, 0);
+    int end = min(leaderAt + u.sharing, s.keyCount) - past;
+    int count = (end - firstQuery) * u.unitHeads;
+    int first = tile % tiles * ROWS;
+    if (first >= count) return false;
     if (threadIdx.x < ROWS) {
-      int rho = tile % tiles * ROWS + threadIdx.x;
-      int t = leaderAt + rho / u.unitHeads;
-      bool isRow = rho < u.sharing * u.unitHeads && t >= past && t < s.keyCount;
-      rows.set(u, s, threadIdx.x, isRow, t - past, head0 + rho % u.unitHeads);
+      int rho = first + threadIdx.x;
+      rows.set(u, s, threadIdx.x, rho < count, firstQuery + rho / u.unitHeads,
+               head0 + rho % u.unitHeads);
     }
     walk = {0, u.count * u.blockSize, listOf(u, s, leader, head0),
             s.keyCount};

@@ -13,16 +13,9 @@ import type {
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { type Argument, f32, i32, i64, type Launch } from '../launch';
-import {
-  elementwise,
-  extent,
-  fillBits,
-  type KernelContext,
-  typed,
-} from './context';
+import { elementwise, extent, type KernelContext, typed } from './context';
 import {
   type FlashTile,
-  flashForwardTile,
   flashKeysTile,
   flashLaunch,
   flashQueriesTile,
@@ -41,6 +34,8 @@ export interface View {
   readonly rows: number;
   /** Keys that share a walk over rows. */
   readonly keys: number;
+  /** Keys that a tile of rows walks over at most, for any length that has room. */
+  readonly walk: number;
   /** Tiles of so many rows in the longest sequence. */
   rowTiles(rows: number): number;
   /** Tiles of so many keys in the longest sequence. */
@@ -93,7 +88,7 @@ export function total(lengths: readonly number[]): number {
 }
 
 /** How a pass is cut: 16 rows a warp, N of the other side at a time. */
-interface Tile {
+export interface Tile {
   readonly warps: number;
   readonly others: number;
   /** Columns of the results that a block sums, and blocks for all of them. */
@@ -105,7 +100,7 @@ interface Tile {
 type Pass = 'forward' | 'queries' | 'keys';
 
 /** Shared memory of the row and key tables, which is not asked for. */
-const TABLE_BYTES = 8 * 1024;
+export const TABLE_BYTES = 8 * 1024;
 
 /** Warps and others to try, the largest first. */
 const cuts: Readonly<Record<Pass, readonly (readonly [number, number])[]>> = {
@@ -188,46 +183,6 @@ function tileElements(
   }
   const both = (rows + others) * (keys + values);
   return both + (pass === 'keys' ? 2 : 1) * weights + columns;
-}
-
-export function attend(
-  context: KernelContext,
-  operands: AttentionOperands,
-  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
-  view: View,
-): void {
-  const shape = shapeOf(operands);
-  if (!coversQueries(view.sequences, o)) {
-    // Rows of no sequence: output 0, LSE -inf.
-    context.clear(o);
-    fillBits(context, lse, 0xff800000 | 0);
-  }
-  const latent = isLatent(operands);
-  const flash = flashForwardTile(
-    shape,
-    latent,
-    view.rows,
-    listLength(view),
-    context.facts.sharedBytes,
-  );
-  if (flash) {
-    context.run({
-      file: 'flash-forward',
-      entry: 'flashForward',
-      ...flashLaunch(shape, view, latent, flash),
-      grid: rowGrid(shape, view, flash.rows),
-      arguments: [...call(operands, view), o, lse],
-    });
-    return;
-  }
-  const tile = requiredTile('forward', shape, view, context);
-  context.run({
-    file: 'attention-forward',
-    entry: 'attentionForward',
-    ...compiled(shape, view, tile),
-    grid: rowGrid(shape, view, 16 * tile.warps, tile.parts),
-    arguments: [...call(operands, view), o, lse, i32(tile.parts)],
-  });
 }
 
 export function attendBackward(
@@ -433,7 +388,7 @@ function anyKeyGradients(
 }
 
 /** `supports` has said that there is one. */
-function requiredTile(
+export function requiredTile(
   pass: Pass,
   shape: AttentionShape,
   view: View,
@@ -445,7 +400,7 @@ function requiredTile(
   throw new RangeError(`internal: cuda: no tile for ${JSON.stringify(shape)}`);
 }
 
-function compiled(
+export function compiled(
   { dtype }: AttentionShape,
   { kind }: View,
   { warps, others, columns, sharedBytes }: Tile,
@@ -457,7 +412,7 @@ function compiled(
   };
 }
 
-function rowGrid(
+export function rowGrid(
   { heads }: AttentionShape,
   view: View,
   rows: number,
@@ -497,11 +452,11 @@ export function call(
 }
 
 /** Blocks of a list of selected attention. */
-function listLength({ indices }: View): number {
+export function listLength({ indices }: View): number {
   return indices ? extent(indices, 2) : 0;
 }
 
-function coversQueries(sequences: Sequences, o: Tensor): boolean {
+export function coversQueries(sequences: Sequences, o: Tensor): boolean {
   const counts = sequences.list.map(({ queryCount }) => queryCount);
   return total(counts) === extent(o, 0);
 }

@@ -1,11 +1,6 @@
 import type { AttentionAttributes, AttentionOperands } from '@asa/core';
-import {
-  attend,
-  attendBackward,
-  shapeOf,
-  total,
-  type View,
-} from './attention-tile';
+import { attend } from './attention-forward';
+import { attendBackward, shapeOf, total, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 
 export const attentionKernels = (
@@ -24,7 +19,10 @@ function viewOf(
 ): View {
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = heads / keyHeads;
-  const rows = sequences.maxQueries * unitHeads;
+  const { maxQueries, keyRoom } = sequences;
+  const rows = maxQueries * unitHeads;
+  // No position is that far: the kernel adds to it.
+  const reach = Math.min(window ?? Number.POSITIVE_INFINITY, 2 ** 30);
   return {
     kind: 'ATTENTION',
     sequences,
@@ -32,10 +30,10 @@ function viewOf(
     unitHeads,
     rows,
     keys: sequences.maxKeys,
+    walk: Math.min(keyRoom, reach + maxQueries - 1),
     rowTiles: (tile) => Math.ceil(rows / tile),
     keyTiles: (tile) => Math.ceil(sequences.maxKeys / tile),
     keyRows: total(sequences.list.map(({ keyCount }) => keyCount)),
-    // No position is that far: the kernel adds to it.
-    window: Math.min(window ?? Number.POSITIVE_INFINITY, 2 ** 30),
+    window: reach,
   };
 }

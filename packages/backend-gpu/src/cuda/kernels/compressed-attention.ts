@@ -3,13 +3,8 @@ import {
   blockCount,
   type CompressedAttentionAttributes,
 } from '@asa/core';
-import {
-  attend,
-  attendBackward,
-  shapeOf,
-  total,
-  type View,
-} from './attention-tile';
+import { attend } from './attention-forward';
+import { attendBackward, shapeOf, total, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 
 export const compressedAttentionKernels = (
@@ -38,6 +33,7 @@ function viewOf(
     unitHeads,
     rows,
     keys: blocks(sequences.maxKeys),
+    walk: blocks(sequences.keyRoom),
     rowTiles: (tile) => Math.ceil(rows / tile),
     keyTiles: (tile) => Math.ceil(blocks(sequences.maxKeys) / tile),
     keyRows: total(sequences.list.map(({ keyCount }) => blocks(keyCount))),

@@ -19,7 +19,8 @@ constexpr int PAIRS = KEEPS_QUERIES ? KEY / 16 : 4;
 __device__ inline void closeRows(float (&factor)[ROW_TILES][2],
                                  const float (&most)[ROW_TILES][2],
                                  const float (&total)[ROW_TILES][2],
-                                 const RowTable<ROWS> &rows, float *lse) {
+                                 const RowTable<ROWS> &rows,
+                                 const Split &split, float *lse) {
   __shared__ float2 known[KEY_WARPS][ROWS];
   int warp = threadIdx.x / 32;
   int part = warp / ROW_WARPS;
@@ -49,13 +50,13 @@ __device__ inline void closeRows(float (&factor)[ROW_TILES][2],
       factor[m][half] = all == 0 ? 0 : exp2Fast(most[m][half] - reference) / all;
       int index = rows.index[row];
       if (part > 0 || laneColumn() > 0 || index < 0) continue;
-      lse[index] = all == 0 ? -INFINITE : top / LOG2_E + logf(all);
+      lse[split.rowOf(index)] = all == 0 ? -INFINITE : top / LOG2_E + logf(all);
     }
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashForward(Call u, T *o, float *lse) {
+    flashForward(Call u, Result *o, float *lse, int splits) {
   extern __shared__ int4 memory[];
   __shared__ RowTable<ROWS> rows;
   T *stages = (T *)memory;
@@ -66,10 +67,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int head0 = blockIdx.y * u.unitHeads;
   Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
   // The last rows walk furthest, so they start first.
-  int tile = gridDim.x - 1 - blockIdx.x;
+  Split split(splits);
+  int tile = (gridDim.x - 1 - blockIdx.x) / split.count;
   Walk walk;
   if (!openRows(u, s, tile, head0, rows, walk)) return;
   if (VIEW == SELECTED) keepList(u, walk, list);
+  if (!split.take(walk, rows, lse)) return;
   __syncthreads();
   copyQueries<KEY, 0, WIDTH>(tileQ, u.q, rows);
 #if ROPE > 0
@@ -208,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
   }
   float factor[ROW_TILES][2];
-  closeRows(factor, most, total, rows, lse);
+  closeRows(factor, most, total, rows, split, lse);
 #pragma unroll
   for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
@@ -218,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
   }
   emitRows<VALUE>(sums, memory, [&](int row, int c, float x, float y) {
-    i64 index = rows.index[row];
-    if (index >= 0) *(unsigned *)(o + index * VALUE + c) = pair(x, y, T());
+    int index = rows.index[row];
+    if (index >= 0) storePair(o + split.rowOf(index) * VALUE + c, x, y);
   });
 }

@@ -79,6 +79,14 @@ __device__ inline unsigned pair(float low, float high, f16) {
   return halvesOfFloats(low, high);
 }
 
+/** Two columns of a result. */
+__device__ inline void storePair(T *at, float x, float y) {
+  *(unsigned *)at = pair(x, y, T());
+}
+__device__ inline void storePair(f32 *at, float x, float y) {
+  *(float2 *)at = make_float2(x, y);
+}
+
 /** Columns 16 k of accumulators as a first operand. */
 template <int TILES>
 __device__ inline void operandOf(unsigned (&a)[4], const float (&x)[TILES][4],

@@ -1,7 +1,8 @@
-// Importance of blocks, of any type and width. A block of threads has one leader
-// and group: the probabilities of compressed attention, summed over the group's
-// heads, from the scores and the known LSE, in shared memory where they fit, else
-// in scratch memory of the grid; then the importance of each selection block.
+// Importance of blocks, of any type and width. First the probabilities of
+// compressed attention, summed over a group's heads, from the scores and the
+// known LSE, in scratch memory: blocks of threads share out the keys of a leader
+// and group, as in decoding there is but one leader. Then the importance of each
+// selection block, a thread each.
 #include "ranks.cuh"
 #include "tile.cuh"
 
@@ -14,8 +15,8 @@ struct Ranking {
   const T *q, *k, *qRope, *kRope;
   const float *lse;
   const Sequence *sequences;
-  // `[grid, room]`; missing where shared memory holds them.
-  float *scratch;
+  // `[S, groups, leaders, room]`
+  float *probabilities;
   // H, GK, and the heads that share keys and a group.
   int heads, keyHeads, unitHeads;
   int width, ropeWidth, aligned;
@@ -23,20 +24,47 @@ struct Ranking {
   int length, stride, blockSize, sharing;
   // Compressed blocks that there is memory for.
   int room;
+  // Leaders that there is memory for, and how many came before them.
+  int leaders, done;
 };
 
-/** p[b] = sum over the group's heads of exp(q . k_b scale - lse), b < blocks */
-__device__ inline void probabilities(const Ranking &u, const Sequence &s, int t,
-                              int share, int blocks, int4 *memory, float *p) {
+/** The leader of number `i` here, its position, and its group's memory. */
+struct Leader {
+  int number, t;
+  float *p;
+  bool isHere;
+
+  __device__ Leader(const Ranking &u, const Sequence &s, const Ranks &ranks,
+                    int i) {
+    int past = s.keyCount - s.queryCount;
+    number = ranks.first + u.done + i;
+    t = (past / u.sharing + number) * u.sharing;
+    i64 row = ((i64)blockIdx.z * ranks.groups + blockIdx.y) * u.leaders + i;
+    p = u.probabilities + row * u.room;
+    isHere = s.queryCount > 0 && t >= past && t < s.keyCount;
+  }
+};
+
+/** p[b] = sum over the group's heads of exp(q . k_b scale - lse) */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    blockProbabilities(Ranking u, Ranks ranks, int splits) {
+  extern __shared__ int4 memory[];
+  Sequence s = u.sequences[blockIdx.z];
+  Leader leader(u, s, ranks, blockIdx.x / splits);
+  if (!leader.isHere) return;
+  float *p = leader.p;
+  int share = u.heads / ranks.groups;
+  int blocks = blocksOf(leader.t + 1, u.length, u.stride);
   __shared__ int rows[HEADS];
   __shared__ int keyRows[KEYS];
   int columns = (u.width + u.ropeWidth + 15) / 16 * 16;
   int pitch = columns + PAD;
   T *tileQ = (T *)memory;
   T *tileK = tileQ + HEADS * pitch;
-  int query = s.queryStart + t - (s.keyCount - s.queryCount);
+  int query = s.queryStart + leader.t - (s.keyCount - s.queryCount);
   int step = min(u.unitHeads, HEADS);
-  for (int b0 = 0; b0 < blocks; b0 += KEYS) {
+  int first = blockIdx.x % splits * KEYS;
+  for (int b0 = first; b0 < blocks; b0 += splits * KEYS) {
     for (int h0 = 0; h0 < share; h0 += step) {
       int head0 = blockIdx.y * share + h0;
       int keyHead = head0 / (u.heads / u.keyHeads);
@@ -83,45 +111,26 @@ __device__ inline void probabilities(const Ranking &u, const Sequence &s, int t,
       }
     }
   }
-  __syncthreads();
 }
 
-/** P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k], j < own */
-__device__ inline void importances(const Ranking &u, int own, int blocks,
-                            const float *p, float *P) {
+/** P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k] */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    blockImportance(Ranking u, Ranks ranks, int splits, float *importance) {
+  Sequence s = u.sequences[blockIdx.z];
+  Leader leader(u, s, ranks, blockIdx.x / splits);
+  int j = blockIdx.x % splits * THREADS + threadIdx.x;
+  if (!leader.isHere || j > leader.t / u.blockSize) return;
+  int blocks = blocksOf(leader.t + 1, u.length, u.stride);
   int m = u.blockSize / u.stride;
   int k = u.length / u.stride;
-  for (int j = threadIdx.x; j < own; j += THREADS) {
-    float sum = 0;
-    for (int offset = 1 - k; offset < m; offset++) {
-      int b = j * m + offset;
-      if (b < 0 || b >= blocks) continue;
-      // Pairs (m, k) with this difference.
-      int pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
-      sum += pairs * p[b];
-    }
-    P[j] = sum;
+  float sum = 0;
+  for (int offset = 1 - k; offset < m; offset++) {
+    int b = j * m + offset;
+    if (b < 0 || b >= blocks) continue;
+    // Pairs (m, k) with this difference.
+    int pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
+    sum += pairs * leader.p[b];
   }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    blockImportance(Ranking u, float *importance, Ranks ranks, int done) {
-  extern __shared__ int4 memory[];
-  Sequence s = u.sequences[blockIdx.z];
-  int past = s.keyCount - s.queryCount;
-  int number = ranks.first + done + blockIdx.x;
-  int t = (past / u.sharing + number) * u.sharing;
-  // The sequence has no such leader, or it is not here.
-  if (t >= s.keyCount || s.queryCount == 0 || t < past) return;
-  int pitch = (u.width + u.ropeWidth + 15) / 16 * 16 + PAD;
-  float *p = (float *)((T *)memory + (HEADS + KEYS) * pitch);
-  if (u.scratch) {
-    i64 block = ((i64)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    p = u.scratch + block * u.room;
-  }
-  int blocks = blocksOf(t + 1, u.length, u.stride);
-  int share = u.heads / ranks.groups;
-  probabilities(u, s, t, share, blocks, memory, p);
-  i64 row = ranks.rowOf(s, number) * ranks.groups + blockIdx.y;
-  importances(u, t / u.blockSize + 1, blocks, p, importance + row * ranks.places);
+  i64 row = ranks.rowOf(s, leader.number) * ranks.groups + blockIdx.y;
+  importance[row * ranks.places + j] = sum;
 }

@@ -6,6 +6,7 @@ import {
   type SelectBlocksAttributes,
   type Tensor,
 } from '@asa/core';
+import type { DeviceFacts } from '../driver';
 import { type Argument, f32, i32 } from '../launch';
 import {
   type AttentionShape,
@@ -26,9 +27,9 @@ import { flashLaunch, importanceTile } from './flash';
 const THREADS = 128;
 const KEYS = 64;
 const HEADS = 16;
-/** Bytes of probabilities and importances that shared memory holds. */
-const MOST_SHARED = 2 ** 15;
-/** Bytes of scratch memory at a time where it does not. */
+/** Blocks of threads that a multiprocessor should have. */
+const BLOCKS = 4;
+/** Bytes of scratch memory at a time. */
 const SCRATCH_BYTES = 2 ** 26;
 
 export const selectBlocksKernels = (
@@ -145,48 +146,60 @@ function rank(
   });
 }
 
-/** A block of threads a leader and group. */
 function rankAnyWidth(
   context: KernelContext,
   inputs: RankingOperands,
   attributes: RankingAttributes,
   ranks: Ranks,
 ): void {
-  const { sequences, groups } = attributes;
+  const { sequences, groups, blockSize } = attributes;
   const shape = shapeOf({ ...inputs, v: inputs.k });
   const room = Math.max(1, blockCount(sequences.keyRoom, attributes));
-  const isShared = 4 * room <= MOST_SHARED;
   const perLeader = room * groups * sequences.count;
-  const step = isShared ? ranks.count : stepOf(ranks.count, 4 * perLeader);
+  const step = stepOf(ranks.count, 4 * perLeader);
   for (let done = 0; done < ranks.count; done += step) {
     const count = Math.min(step, ranks.count - done);
-    const scratch = isShared
-      ? undefined
-      : context.scratch(count * perLeader, 'f32');
-    context.run({
-      file: 'select-blocks',
-      entry: 'blockImportance',
+    const probabilities = context.scratch(count * perLeader, 'f32');
+    const ranking = [
+      inputs.q,
+      inputs.k,
+      inputs.qRope,
+      inputs.kRope,
+      inputs.lse,
+      sequences.on(inputs.q.backend),
+      probabilities,
+      ...numbers(shape, attributes),
+      ...[room, count, done].map(i32),
+      ...ranksOf(groups, ranks),
+    ];
+    const launch = (splits: number) => ({
+      file: 'select-blocks' as const,
       defines: { T: shape.dtype },
-      grid: [count, groups, sequences.count],
-      threads: [THREADS],
-      sharedBytes: scoreBytes(shape) + (isShared ? 4 * room : 0),
-      arguments: [
-        inputs.q,
-        inputs.k,
-        inputs.qRope,
-        inputs.kRope,
-        inputs.lse,
-        sequences.on(inputs.q.backend),
-        scratch,
-        ...numbers(shape, attributes),
-        i32(room),
-        ranks.importance,
-        ...ranksOf(groups, ranks),
-        i32(done),
-      ],
+      grid: [count * splits, groups, sequences.count] as const,
+      threads: [THREADS] as const,
     });
-    scratch?.free();
+    const tiles = Math.ceil(room / KEYS);
+    const lists = count * groups * sequences.count;
+    const splits = Math.min(tiles, splitsOf(lists, context.facts));
+    context.run({
+      ...launch(splits),
+      entry: 'blockProbabilities',
+      sharedBytes: scoreBytes(shape),
+      arguments: [...ranking, i32(splits)],
+    });
+    const parts = Math.ceil(sequences.keyRoom / blockSize / THREADS);
+    context.run({
+      ...launch(parts),
+      entry: 'blockImportance',
+      arguments: [...ranking, i32(parts), ranks.importance],
+    });
+    probabilities.free();
   }
+}
+
+/** Blocks of threads that share out the keys of each list, to fill the card. */
+function splitsOf(lists: number, { multiprocessors }: DeviceFacts): number {
+  return Math.ceil((BLOCKS * multiprocessors) / lists);
 }
 
 /** A warp a list. */
@@ -248,7 +261,7 @@ export function reasonAgainstRanking(
   shape: AttentionShape,
   sharedBytes: number,
 ): string | undefined {
-  const bytes = scoreBytes(shape) + MOST_SHARED + 4096;
+  const bytes = scoreBytes(shape) + 4096;
   return bytes > sharedBytes
     ? `keys of width ${shape.width + shape.ropeWidth} need ${bytes} bytes of shared memory, and the device has ${sharedBytes}`
     : undefined;

@@ -3,8 +3,8 @@ import {
   type SelectedAttentionAttributes,
   type SelectedAttentionOperands,
 } from '@asa/core';
+import { attend } from './attention-forward';
 import {
-  attend,
   attendBackward,
   greatestCommonDivisor,
   shapeOf,
@@ -36,6 +36,7 @@ function viewOf(
     heads / extent(indices, 1),
     heads / keyHeads,
   );
+  const { maxQueries, keyRoom } = sequences;
   const rows = sharing * unitHeads;
   const leaders = Math.max(
     0,
@@ -49,8 +50,9 @@ function viewOf(
     sequences,
     scale,
     unitHeads,
-    rows,
+    rows: Math.min(sharing, maxQueries) * unitHeads,
     keys: blockSize,
+    walk: Math.min(extent(indices, 2) * blockSize, keyRoom),
     rowTiles: (tile) => leaders * Math.ceil(rows / tile),
     keyTiles: (tile) => blocks * Math.ceil(blockSize / tile),
     keyRows: total(sequences.list.map(({ keyCount }) => keyCount)),

@@ -1,0 +1,169 @@
+/**
+ * The forward pass of the three attentions. In decoding rows are few and keys
+ * many: blocks of threads share out a walk then, and a second kernel joins
+ * what they found.
+ */
+import type { AttentionOperands, AttentionResults } from '@asa/core';
+import type { DeviceFacts } from '../driver';
+import { i32, type Launch } from '../launch';
+import {
+  call,
+  compiled,
+  coversQueries,
+  listLength,
+  requiredTile,
+  rowGrid,
+  shapeOf,
+  TABLE_BYTES,
+  type View,
+} from './attention-tile';
+import { extent, fillBits, type KernelContext, typed } from './context';
+import { flashForwardTile, flashLaunch, isLatent } from './flash';
+
+/** As in attention-parts.cu. */
+const MOST_PARTS = 512;
+/**
+ * Keys of a part where there is a choice: a longer walk keeps the card waiting
+ * where sequences differ in length.
+ */
+const LONG_WALK = 4096;
+
+/** The kernel for a shape, and what its launch is sized by. */
+interface Pass {
+  readonly launch: Pick<
+    Launch,
+    'file' | 'entry' | 'defines' | 'threads' | 'sharedBytes'
+  >;
+  readonly rows: number;
+  /** Keys at a time. */
+  readonly keys: number;
+  /** Blocks of threads that a multiprocessor holds. */
+  readonly blocks: number;
+  /** Blocks for the columns of a row's results. */
+  readonly parts?: number;
+}
+
+export function attend(
+  context: KernelContext,
+  operands: AttentionOperands,
+  outputs: Pick<AttentionResults, 'o' | 'lse'>,
+  view: View,
+): void {
+  const { launch, parts, ...pass } = passOf(context, operands, view);
+  const grid = rowGrid(shapeOf(operands), view, pass.rows, parts);
+  const [x, y = 1, z = 1] = grid;
+  const splits = splitsOf(view, x * y * z, pass, context.facts);
+  const isSplit = splits > 1;
+  const results = isSplit ? partsOf(context, outputs, splits) : outputs;
+  if (!coversQueries(view.sequences, outputs.o)) {
+    // Rows of no sequence: output 0, LSE -inf. Joined of such parts, too.
+    if (!isSplit) context.clear(outputs.o);
+    fillBits(context, results.lse, 0xff800000 | 0);
+  }
+  context.run({
+    ...launch,
+    defines: { ...launch.defines, SPLIT: isSplit ? 1 : 0 },
+    grid: [x * splits, y, z],
+    arguments: [
+      ...call(operands, view),
+      results.o,
+      results.lse,
+      i32(splits),
+      ...(parts === undefined ? [] : [i32(parts)]),
+    ],
+  });
+  if (!isSplit) return;
+  join(context, results, outputs, splits);
+  results.o.free();
+  results.lse.free();
+}
+
+function passOf(
+  context: KernelContext,
+  operands: AttentionOperands,
+  view: View,
+): Pass {
+  const shape = shapeOf(operands);
+  const { sharedBytes } = context.facts;
+  const latent = isLatent(operands);
+  const flash = flashForwardTile(
+    shape,
+    latent,
+    view.rows,
+    listLength(view),
+    sharedBytes,
+  );
+  if (flash) {
+    return {
+      ...flash,
+      launch: {
+        file: 'flash-forward',
+        entry: 'flashForward',
+        ...flashLaunch(shape, view, latent, flash),
+      },
+    };
+  }
+  const tile = requiredTile('forward', shape, view, context);
+  const { warps, others, parts } = tile;
+  const held = Math.floor(sharedBytes / (tile.sharedBytes + TABLE_BYTES));
+  return {
+    launch: {
+      file: 'attention-forward',
+      entry: 'attentionForward',
+      ...compiled(shape, view, tile),
+    },
+    rows: 16 * warps,
+    keys: others,
+    // Registers are enough for eight warps.
+    blocks: Math.max(1, Math.min(8 / warps, held)),
+    parts,
+  };
+}
+
+/**
+ * Blocks of threads that share out a walk, which each read the true lengths.
+ * It depends on the room for keys, not on their number: a recording serves all
+ * lengths that have room.
+ */
+function splitsOf(
+  { walk }: View,
+  tiles: number,
+  { keys, blocks }: Pick<Pass, 'keys' | 'blocks'>,
+  { multiprocessors }: DeviceFacts,
+): number {
+  if (tiles === 0) return 1;
+  // So many fill the card once.
+  const few = (blocks * multiprocessors) / tiles;
+  const wanted = Math.max(few, walk / LONG_WALK);
+  const most = Math.min(MOST_PARTS, 4 * few, walk / (2 * keys));
+  return Math.max(1, Math.floor(Math.min(wanted, most)));
+}
+
+/** `[Nq, H, splits, Dv]` and `[Nq, H, splits]`, in f32. */
+function partsOf(
+  context: KernelContext,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  splits: number,
+): Pick<AttentionResults, 'o' | 'lse'> {
+  return {
+    o: context.scratch(splits * o.size, 'f32'),
+    lse: context.scratch(splits * lse.size, 'f32'),
+  };
+}
+
+function join(
+  context: KernelContext,
+  parts: Pick<AttentionResults, 'o' | 'lse'>,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  splits: number,
+): void {
+  const width = extent(o, -1);
+  context.run({
+    file: 'attention-parts',
+    entry: 'joinParts',
+    defines: typed(o),
+    grid: [lse.size, Math.ceil(width / 32)],
+    threads: [256],
+    arguments: [parts.o, parts.lse, o, lse, i32(splits), i32(width)],
+  });
+}
