@@ -8,12 +8,15 @@ import {
   type FloatType,
   type OperatorName,
   Random,
+  Scope,
   Sequences,
 } from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
+  anyOperator,
   referenceOn,
+  uploadAll,
   type ValuesByName,
 } from '../../packages/core/src/verify/run-operator';
 import { type Values, valuesOf } from '../../packages/core/src/verify/values';
@@ -156,6 +159,21 @@ const forms: Readonly<Record<string, Form>> = {
   },
 };
 
+/** A decode step; its longest sequence has room for 1024 keys. */
+const grown: Form = {
+  heads: 16,
+  groups: 1,
+  width: 32,
+  rope: 16,
+  counts: [1, 18, 1001, 740].map((keys) => ({ queries: 1, keys })),
+};
+const decoding = [
+  'attention',
+  'compressedAttention',
+  'selectedAttention',
+  'selectBlocks',
+] as const satisfies readonly OperatorName[];
+
 const backwardOf: Partial<Record<OperatorName, OperatorName>> = {
   attentionBackward: 'attention',
   compressedAttentionBackward: 'compressedAttention',
@@ -219,6 +237,46 @@ describe.skipIf(reason)(
         );
         expect(judged).toMatchObject({ percent: expect.any(Number) });
         expect(judged).not.toHaveProperty('detail');
+      },
+    );
+
+    test.for(
+      (['bf16', 'f32'] as const).flatMap((dtype) =>
+        decoding.map((operator) => [operator, dtype] as const),
+      ),
+    )(
+      '%s in %s: a recording gives at later lengths what a fresh call does',
+      async ([operator, dtype]) => {
+        const scope = new Scope(backend);
+        const form = { ...grown, count: 4 };
+        const call = await callOf(operator, form, dtype, reference);
+        const { sequences, ...rest } = call.attributes as {
+          sequences: Sequences;
+        };
+        const tensors = uploadAll(scope, call.inputs);
+        const run = (at: Sequences) =>
+          scope.run(anyOperator(operator), tensors, { sequences: at, ...rest });
+        const moving = new Sequences(
+          sequences.list.map((s) => ({
+            ...s,
+            keyCount: s.keyCount - Math.min(210, s.keyCount >> 1),
+          })),
+        );
+        expect(moving.keyRoom).toBe(sequences.keyRoom);
+        const results: ReturnType<typeof run>[] = [];
+        const recording = backend.record?.(() => results.push(run(moving)));
+        moving.assign(sequences);
+        expect(recording?.replay()).toBe(true);
+        results.push(run(sequences));
+        const [got, want] = await Promise.all(
+          results.map(async (tensors) => {
+            const tensor = tensors.o ?? tensors.indices;
+            return tensor && (await scope.read(tensor));
+          }),
+        );
+        expect(got).toBeDefined();
+        expect(got).toEqual(want);
+        for (const made of [moving, sequences, scope, recording]) made?.free();
       },
     );
   },

@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Sequence s = u.sequences[blockIdx.z];
   int head0 = blockIdx.y * u.unitHeads;
   int keyHead = head0 / (u.heads / u.keyHeads);
-  Split split(splits);
+  Split split = Split::of(splits);
   int part = blockIdx.x / split.count % parts;
   // The last rows walk furthest, so they start first.
   int tile = (gridDim.x - 1 - blockIdx.x) / (split.count * parts);

@@ -137,11 +137,14 @@ struct Split {
   int number, count;
 
   /** `count` numbers are the next ones of the grid's first axis. */
-  __device__ Split(int count)
-      : number(SPLIT ? blockIdx.x % count : 0), count(SPLIT ? count : 1) {}
+  __device__ static Split of(int count) {
+    return SPLIT ? Split{(int)blockIdx.x % count, count} : Split{0, 1};
+  }
 
   /** Where its results of a row lie: the parts of a row one behind another. */
-  __device__ i64 rowOf(int index) const { return (i64)index * count + number; }
+  __device__ i64 rowOf(int index) const {
+    return SPLIT ? (i64)index * count + number : index;
+  }
 
   /**
    * Takes its keys of a walk, whole tiles and at least two of them. False where

@@ -67,7 +67,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int head0 = blockIdx.y * u.unitHeads;
   Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
   // The last rows walk furthest, so they start first.
-  Split split(splits);
+  // In shared memory, as it is wanted again only at the end.
+  __shared__ Split split;
+  split = Split::of(splits);
   int tile = (gridDim.x - 1 - blockIdx.x) / split.count;
   Walk walk;
   if (!openRows(u, s, tile, head0, rows, walk)) return;
