@@ -157,6 +157,19 @@ const forms: Readonly<Record<string, Form>> = {
     count: 13,
     tail: 1,
   },
+  'decoding: thousands of blocks to choose from': {
+    heads: 8,
+    groups: 2,
+    width: 16,
+    counts: [
+      { queries: 1, keys: 5001 },
+      { queries: 2, keys: 90 },
+    ],
+    length: 4,
+    stride: 2,
+    blockSize: 2,
+    count: 150,
+  },
 };
 
 /** A decode step; its longest sequence has room for 1024 keys. */
@@ -199,6 +212,12 @@ const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
     formsOf[dtype].map((name) => [operator, dtype, name] as const),
   ),
 );
+/** Kernels of any width share out keys in the same way. */
+const wide = decoding.flatMap((operator) =>
+  Object.keys(forms)
+    .filter((name) => name.startsWith('decoding'))
+    .map((name) => [operator, 'f32', name] as const),
+);
 
 const reason = whyNoEmulator();
 
@@ -217,7 +236,7 @@ describe.skipIf(reason)(
       await reference.destroy();
     });
 
-    test.for(cases)(
+    test.for([...cases, ...wide])(
       '%s in %s: %s',
       { timeout: 300_000 },
       async ([operator, dtype, name]) => {

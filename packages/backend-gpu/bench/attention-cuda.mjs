@@ -3,8 +3,10 @@
  * packages, and prints a table: milliseconds, and TFLOP/s of matrix products
  * (two a multiplication and addition; only keys that are seen count).
  *
- *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa]
+ *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa] [decode]
  *     --context 8192,16384,32768   tokens
+ *     --depth 65536     keys of a decode step
+ *     --batch 1,64      sequences of a decode step
  *     --dtype bf16
  *     --full 16384      longest context of full attention
  *     --seconds 0.1     measuring time an operator
@@ -12,6 +14,11 @@
  * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512.
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
  * 64, blocks of 16, 64 selected, lists of every query and of every 4th.
+ *
+ * decode: one query a sequence in both shapes, the whole past in place of a
+ * window too, and GB/s of the keys and values that have to be read, beside
+ * those of a copy. Steps are recorded, as the engine's are. What is small stays
+ * in the L2 cache between them.
  *
  * Before it times anything it compares every operator, on CHECKED tokens, with
  * the same one in f32, which takes other kernels.
@@ -28,6 +35,8 @@ const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     context: { type: 'string', default: '8192,16384,32768' },
+    depth: { type: 'string', default: '65536' },
+    batch: { type: 'string', default: '1,64' },
     dtype: { type: 'string', default: 'bf16' },
     full: { type: 'string', default: '16384' },
     seconds: { type: 'string', default: '0.1' },
@@ -62,13 +71,28 @@ function filled(scope, ...shape) {
   return x;
 }
 
+/** Runs an operator and drops what it gives. */
+function perform(operator, inputs, attributes) {
+  const scope = new Scope(backend);
+  scope.run(operators[operator], inputs, attributes);
+  scope.free();
+}
+
 /** Median milliseconds of an operator. */
-async function time(operator, inputs, attributes) {
-  const call = () => {
-    const scope = new Scope(backend);
-    scope.run(operators[operator], inputs, attributes);
-    scope.free();
-  };
+const time = (...operation) => median(() => perform(...operation));
+
+/** The same where it is recorded. */
+async function timeRecorded(...operation) {
+  const calls = 20;
+  const recording = backend.record(() => {
+    for (let i = 0; i < calls; i++) perform(...operation);
+  });
+  const ms = await median(() => recording.replay());
+  recording.free();
+  return ms / calls;
+}
+
+async function median(call) {
   const round = async (calls) => {
     const start = performance.now();
     for (let i = 0; i < calls; i++) call();
@@ -298,12 +322,112 @@ async function asa(tokens) {
   }
 }
 
-console.log(`${backend.description}, ${dtype}\n`);
-console.log('| layer | tokens | operator | ms | TFLOP/s |');
-console.log('|---|---|---|---|---|');
-const cases = { nsa, asa };
-const names = positionals.length > 0 ? positionals : ['nsa', 'asa'];
-for (const tokens of [CHECKED, ...flags.context.split(',').map(Number)]) {
-  for (const name of names) await cases[name](tokens);
+/** The two shapes of a decode step: [length, stride, block, count]. */
+const steps = {
+  nsa: { latent: false, rope: 0, blocks: [32, 16, 64, 16] },
+  asa: { latent: true, rope: 64, blocks: [16, 16, 16, 64] },
+};
+
+/** One query of each of `batch` sequences of so many tokens. */
+async function decode(name, tokens, batch) {
+  const { latent, rope, blocks } = steps[name];
+  const [length, stride, blockSize, count] = blocks;
+  const sharing = 1;
+  const scope = new Scope(backend);
+  const pool = { length, stride };
+  const sequences = Sequences.uniform(batch, 1, tokens, { ...pool, sharing });
+  // Of no recording that is freed.
+  sequences.on(backend);
+  const scale = 1 / Math.sqrt(128 + rope);
+  const plain = { sequences, scale };
+  const blockRows = sequences.blockRows(pool);
+  const query = {
+    q: filled(scope, batch, heads, 128),
+    ...(rope && { qRope: filled(scope, batch, heads, rope) }),
+  };
+  const keys = (rows) => {
+    const k = filled(scope, rows, groups, 128);
+    const v = latent ? k : filled(scope, rows, groups, 128);
+    return { k, v, ...(rope && { kRope: filled(scope, rows, 1, rope) }) };
+  };
+  const past = { ...query, ...keys(batch * tokens) };
+  const pooled = { ...query, ...keys(blockRows) };
+  const columns = groups * (latent ? 128 : 256) + rope;
+  const run = async (label, operator, inputs, attributes, elements) => {
+    if (tokens === CHECKED) {
+      const { count: _, initial: __, local: ___, ...rest } = attributes;
+      const compared =
+        operator === 'selectBlocks' ? 'blockImportance' : operator;
+      await compare(`decode, ${name}`, compared, inputs, rest);
+      return;
+    }
+    const ms = await timeRecorded(operator, inputs, attributes);
+    reportBytes(name, tokens, batch, label, ms, elements);
+  };
+  await run('full', 'attention', past, plain, batch * tokens * columns);
+  const near = { ...plain, window };
+  await run('window', 'attention', past, near, batch * window * columns);
+  const seen = { ...plain, ...pool };
+  const all = blockRows * columns;
+  await run('compressed', 'compressedAttention', pooled, seen, all);
+  const { lse } = scope.run(operators.compressedAttention, pooled, seen);
+  const { v: _, ...ranked } = { ...pooled, lse };
+  const choice = {
+    ...{ ...seen, groups, blockSize, sharing },
+    ...{ count, initial: 1, local: 2 },
+  };
+  const keyColumns = groups * 128 + rope;
+  const scored = blockRows * keyColumns;
+  await run('ranking', 'selectBlocks', ranked, choice, scored);
+  const { indices } = scope.run(operators.selectBlocks, ranked, choice);
+  const lists = { ...plain, blockSize, sharing };
+  // Groups choose apart: each reads its own rotary columns.
+  const listed = batch * count * blockSize * (columns + (groups - 1) * rope);
+  const chosen = { ...past, indices };
+  await run('selected', 'selectedAttention', chosen, lists, listed);
+  sequences.free();
+  scope.free();
 }
+
+function reportBytes(name, tokens, batch, label, ms, elements) {
+  const rate = (elements * (dtype === 'f32' ? 4 : 2)) / ms / 1e6;
+  const cells = [name, tokens, batch, label, ms.toFixed(4), rate.toFixed(0)];
+  console.log(`| ${cells.join(' | ')} |`);
+}
+
+/** Bytes that are read and written, as other figures count what is read. */
+async function copyBandwidth() {
+  const scope = new Scope(backend);
+  const [x, y] = [filled(scope, 2 ** 28), scope.empty([2 ** 28], dtype)];
+  const ms = await median(() =>
+    backend.copy(x.storage, 0, y.storage, 0, x.size),
+  );
+  reportBytes('', '', '', 'copy', ms, 2 * x.size);
+  scope.free();
+}
+
+async function decodeSteps() {
+  const batches = flags.batch.split(',').map(Number);
+  console.log('\n| layer | keys | batch | operator | ms | GB/s |');
+  console.log('|---|---|---|---|---|---|');
+  for (const tokens of [CHECKED, ...flags.depth.split(',').map(Number)]) {
+    for (const name of Object.keys(steps)) {
+      for (const batch of batches) await decode(name, tokens, batch);
+    }
+  }
+  await copyBandwidth();
+}
+
+const cases = { nsa, asa };
+const names = positionals.length > 0 ? positionals : ['nsa', 'asa', 'decode'];
+const layers = names.filter((name) => name in cases);
+console.log(`${backend.description}, ${dtype}`);
+if (layers.length > 0) {
+  console.log('\n| layer | tokens | operator | ms | TFLOP/s |');
+  console.log('|---|---|---|---|---|');
+  for (const tokens of [CHECKED, ...flags.context.split(',').map(Number)]) {
+    for (const name of layers) await cases[name](tokens);
+  }
+}
+if (names.includes('decode')) await decodeSteps();
 await backend.destroy();

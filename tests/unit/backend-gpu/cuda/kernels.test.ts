@@ -71,7 +71,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   ],
   'attention-parts': [{ T: 'bf16' }],
   cast: [{ X: 'f32', Y: 'bf16' }],
-  'choose-blocks': [{ HELD: 0 }, { HELD: 32 }],
+  'choose-blocks': [{ HELD: 0 }, { HELD: 32 }, { HELD: 128 }],
   'column-sum': [{ T: 'bf16' }],
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],

@@ -16,7 +16,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Sequence s = u.sequences[blockIdx.z];
   int head0 = blockIdx.y * u.unitHeads;
   int keyHead = head0 / (u.heads / u.keyHeads);
-  Split split = Split::of(splits);
+  // In shared memory, as it is wanted again only at the end.
+  __shared__ Split split;
+  split = Split::of(splits);
   int part = blockIdx.x / split.count % parts;
   // The last rows walk furthest, so they start first.
   int tile = (gridDim.x - 1 - blockIdx.x) / (split.count * parts);

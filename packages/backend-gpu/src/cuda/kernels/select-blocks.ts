@@ -217,8 +217,8 @@ function choose(
   context.run({
     file: 'choose-blocks',
     entry: 'selectBlocks',
-    // More than 32 blocks a lane do not fit its registers.
-    defines: { HELD: perLane > 32 ? 0 : Math.max(1, perLane) },
+    // More than 128 blocks a lane do not fit its registers.
+    defines: { HELD: perLane > 128 ? 0 : Math.max(1, perLane) },
     grid: [grid[0], 1, sequences.count],
     threads,
     arguments: [
