@@ -1,0 +1,101 @@
+import {
+  type Backend,
+  type DType,
+  Sequences,
+  type Storage,
+  Tensor,
+} from '@asa/core';
+import { describe, expect, it } from 'vitest';
+import { attentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/attention';
+import type { KernelContext } from '../../../../packages/backend-gpu/src/cuda/kernels/context';
+import type { Launch } from '../../../../packages/backend-gpu/src/cuda/launch';
+
+const backend = {
+  allocate: () => ({}) as Storage,
+  write: () => {},
+  free: () => {},
+} as unknown as Backend;
+
+const tensor = (shape: readonly number[], dtype: DType) =>
+  new Tensor({ backend, storage: {} as Storage, freed: false }, shape, dtype);
+
+/** The launches of one attention in bf16: 64 heads, 4 groups, width 128. */
+function launches(
+  counts: readonly { queries: number; keys: number }[],
+  window?: number,
+): Launch[] {
+  const done: Launch[] = [];
+  const context: KernelContext = {
+    facts: {
+      name: 'H100',
+      capability: 90,
+      multiprocessors: 132,
+      l2Bytes: 2 ** 25,
+      sharedBytes: 232_448,
+      totalBytes: 2 ** 36,
+    },
+    run: (launch) => done.push(launch),
+    product: () => {},
+    clear: () => {},
+    scratch: (elements, dtype) => tensor([elements], dtype),
+  };
+  const sequences = Sequences.packed(counts);
+  const { queryRows, keyRows } = sequences;
+  const q = tensor([queryRows, 64, 128], 'bf16');
+  const [k, v] = [1, 2].map(() => tensor([keyRows, 4, 128], 'bf16')) as [
+    Tensor,
+    Tensor,
+  ];
+  attentionKernels(context).attention(
+    { q, k, v },
+    {
+      o: tensor([queryRows, 64, 128], 'bf16'),
+      lse: tensor([queryRows, 64], 'f32'),
+    },
+    { sequences, scale: 1, window },
+  );
+  return done;
+}
+
+/** Blocks of threads of the first launch. */
+function blocks(...call: Parameters<typeof launches>): number {
+  const [x, y = 1, z = 1] = launches(...call)[0]?.grid ?? [0];
+  return x * y * z;
+}
+
+const step = (count: number, keys: number) =>
+  Array.from({ length: count }, () => ({ queries: 1, keys }));
+
+describe('attention of few rows', () => {
+  it('fills the card once with a long walk, and joins it', () => {
+    expect(blocks(step(1, 65_536))).toBe(3 * 132);
+    const [forward, join] = launches(step(1, 65_536));
+    expect(forward?.defines).toMatchObject({ SPLIT: 1, ROWS: 16 });
+    expect(join).toMatchObject({ entry: 'joinParts', grid: [64, 4] });
+  });
+
+  it('asks for the same at every length that has room', () => {
+    for (const keys of [32_769, 50_001, 65_536]) {
+      expect(blocks(step(16, keys))).toBe(blocks(step(16, 65_536)));
+    }
+    expect(blocks(step(16, 32_768))).toBeLessThan(blocks(step(16, 65_536)));
+  });
+
+  it('gives each part two tiles of keys or more', () => {
+    expect(blocks(step(1, 100))).toBe(4 * 2);
+    expect(blocks(step(1, 65_536), 512)).toBe(4 * 4);
+    expect(blocks(step(1, 65_536), 100)).toBe(4);
+  });
+
+  it('cuts long walks of many sequences, to four times the card at most', () => {
+    expect(blocks(step(64, 65_536))).toBe(64 * 4 * 6);
+    expect(blocks(step(64, 4096))).toBe(64 * 4);
+    expect(blocks(step(512, 65_536))).toBe(512 * 4);
+  });
+
+  it('leaves a prompt in one walk a tile', () => {
+    const prompt = launches([{ queries: 2048, keys: 65_536 }]);
+    expect(prompt).toHaveLength(1);
+    expect(prompt[0]?.defines).toMatchObject({ SPLIT: 0, ROWS: 128 });
+  });
+});
