@@ -157,7 +157,7 @@ function operatorTable(all) {
     for (const { backend, operators } of files) {
       const types = [...new Set(Object.values(operators).flatMap(Object.keys))];
       const lines = types.map((type) => typeCell(operators, type));
-      const count = lines.filter(({ ok }) => ok > 0).length;
+      const count = lines.filter(isThere).length;
       if (count > (best.get(backend)?.count ?? -1)) {
         best.set(backend, { count, lines, words });
       }
@@ -168,11 +168,14 @@ function operatorTable(all) {
     ['backend', 'operators that agree with the reference', 'seen on'],
     backends.map((backend) => {
       const { lines, words } = best.get(backend);
-      const cells = lines.filter(({ ok }) => ok > 0).map(({ text }) => text);
+      const cells = lines.filter(isThere).map(({ text }) => text);
       return [`\`${backend}\``, cells.join(', '), words];
     }),
   );
 }
+
+/** One operator moves integers alone, whatever the type that is asked for. */
+const isThere = ({ ok }) => ok > 1;
 
 function typeCell(operators, type) {
   const all = Object.values(operators);
@@ -185,11 +188,13 @@ function speedTable(files, size) {
     if (ms === undefined) return status ?? '';
     return digits(title.includes('tokens/s') ? rates.tokensPerSecond : ms);
   };
-  const rows = sizes[size].rows.map(([title]) => {
+  const rows = sizes[size].rows.flatMap(([title]) => {
     const row = (file) => file.times.find((time) => time.title === title);
     const shape = files.map(row).find((time) => time?.shape)?.shape ?? '';
     const unit = title.includes('tokens/s') ? '' : ', ms';
-    return [`${title}${unit}`, shape, ...files.map((file) => cell(row(file)))];
+    const cells = files.map((file) => cell(row(file)));
+    const isMeasured = cells.some((text) => text !== '');
+    return isMeasured ? [[`${title}${unit}`, shape, ...cells]] : [];
   });
   const heads = files.map(({ backend }) => `\`${backend}\``);
   return table(['f32', 'shape', ...heads], rows);
@@ -203,11 +208,13 @@ function digits(value) {
 
 /** docs/backends.md with its tables as the figures have them. */
 export function pageOf(text, all = machines()) {
-  const speeds = all.flatMap(({ words, small, large }) => [
-    `### ${words}`,
-    ...(small.length > 0 ? [speedTable(small, 'small')] : []),
-    ...(large.length > 0 ? [speedTable(large, 'large')] : []),
-  ]);
+  const speeds = all.flatMap(({ words, small, large }) => {
+    const tables = [
+      ...(small.length > 0 ? [speedTable(small, 'small')] : []),
+      ...(large.length > 0 ? [speedTable(large, 'large')] : []),
+    ];
+    return tables.length > 0 ? [`### ${words}`, ...tables] : [];
+  });
   const parts = { operators: operatorTable(all), speed: speeds.join('\n\n') };
   return Object.entries(parts).reduce(
     (page, [name, content]) =>
