@@ -1,6 +1,5 @@
 import {
   type Allocation,
-  ArgumentError,
   type Backend,
   bytesPerElement,
   type DType,
@@ -15,6 +14,7 @@ import {
   type TensorSpec,
   TensorStateError,
 } from '@asa/core';
+import { checkCopy, checkRange } from '../ranges';
 import { Allocator } from './allocator';
 import type {
   CudaContext,
@@ -171,13 +171,7 @@ export class CudaBackend implements Backend, KernelContext {
     this.check();
     const from = memoryOf(source);
     const to = memoryOf(target);
-    if (from.dtype !== to.dtype) {
-      throw new DTypeError(
-        `copy: the types must agree, got ${from.dtype} and ${to.dtype}`,
-      );
-    }
-    checkRange('copy', from, sourceOffset, length);
-    checkRange('copy', to, targetOffset, length);
+    checkCopy(from, sourceOffset, to, targetOffset, length);
     if (length === 0) return;
     const size = bytesPerElement[from.dtype];
     const start = this.use(from) + sourceOffset * size;
@@ -363,19 +357,6 @@ function checkArray(data: HostArray, dtype: DType): void {
   if (!(data instanceof type)) {
     throw new DTypeError(
       `write: data of ${dtype} must be a ${type.name}, got ${data.constructor.name}`,
-    );
-  }
-}
-
-function checkRange(
-  operation: string,
-  { elements }: Memory,
-  offset: number,
-  length: number,
-): void {
-  if (!(offset >= 0 && length >= 0 && offset + length <= elements)) {
-    throw new ArgumentError(
-      `${operation}: elements ${offset} to ${offset + length} must lie in the ${elements} of the tensor`,
     );
   }
 }

@@ -13,6 +13,7 @@ import {
   type TensorSpec,
   TensorStateError,
 } from '@asa/core';
+import { checkCopy, checkRange } from '../ranges';
 import { createKernels } from './kernels';
 import type { KernelContext } from './kernels/context';
 import { Memory, memoryOf, type Place, placeOf } from './memory';
@@ -153,13 +154,7 @@ export class GpuJsBackend implements Backend, KernelContext {
     this.checkOpen();
     const from = memoryOf(source);
     const to = memoryOf(target);
-    if (from.dtype !== to.dtype) {
-      throw new DTypeError(
-        `copy: the types must agree, got ${from.dtype} and ${to.dtype}`,
-      );
-    }
-    checkRange('copy', from, sourceOffset, length);
-    checkRange('copy', to, targetOffset, length);
+    checkCopy(from, sourceOffset, to, targetOffset, length);
     if (length > 0) {
       this.copyElements(from, sourceOffset, to, targetOffset, length);
     }
@@ -338,19 +333,6 @@ function checkData({ dtype }: Memory, data: HostArray): void {
   if (outside !== undefined) {
     throw new ArgumentError(
       `write: gpu.js holds integers in f32, exact from -2^24 to 2^24, got ${outside}`,
-    );
-  }
-}
-
-function checkRange(
-  operation: string,
-  { elements }: Memory,
-  offset: number,
-  length: number,
-): void {
-  if (!(offset >= 0 && length >= 0 && offset + length <= elements)) {
-    throw new ArgumentError(
-      `${operation}: elements ${offset} to ${offset + length} must lie in the ${elements} of the tensor`,
     );
   }
 }

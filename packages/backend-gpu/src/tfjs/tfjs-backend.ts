@@ -15,6 +15,7 @@ import {
   TensorStateError,
 } from '@asa/core';
 import * as tf from '@tensorflow/tfjs-core';
+import { checkCopy, checkRange } from '../ranges';
 import { bodies } from './kernels';
 import { Memory, memoryOf, viewOf } from './memory';
 
@@ -127,13 +128,7 @@ export class TfjsBackend implements Backend {
     this.check();
     const from = memoryOf(source);
     const to = memoryOf(target);
-    if (from.dtype !== to.dtype) {
-      throw new DTypeError(
-        `copy: the types must agree, got ${from.dtype} and ${to.dtype}`,
-      );
-    }
-    checkRange('copy', from, sourceOffset, length);
-    checkRange('copy', to, targetOffset, length);
+    checkCopy(from, sourceOffset, to, targetOffset, length);
     if (length === 0) return;
     to.set(
       tf.tidy(() => {
@@ -256,17 +251,4 @@ function spliced(memory: Memory, offset: number, part: tf.Tensor): tf.Tensor {
     part,
     tf.slice(flat, end, memory.elements - end),
   ]);
-}
-
-function checkRange(
-  operation: string,
-  { elements }: Memory,
-  offset: number,
-  length: number,
-): void {
-  if (!(offset >= 0 && length >= 0 && offset + length <= elements)) {
-    throw new ArgumentError(
-      `${operation}: elements ${offset} to ${offset + length} must lie in the ${elements} of the tensor`,
-    );
-  }
 }

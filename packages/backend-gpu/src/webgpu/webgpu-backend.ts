@@ -20,6 +20,7 @@ import {
   type TensorSpec,
   TensorStateError,
 } from '@asa/core';
+import { checkCopy, checkRange } from '../ranges';
 import { BufferPool, type PooledBuffer } from './buffers';
 import { Commands } from './commands';
 import {
@@ -204,13 +205,7 @@ export class WebGpuBackend implements Backend, KernelContext {
     this.check();
     const from = memoryOf(source);
     const to = memoryOf(target);
-    if (from.dtype !== to.dtype) {
-      throw new DTypeError(
-        `copy: the types must agree, got ${from.dtype} and ${to.dtype}`,
-      );
-    }
-    checkRange('copy', from, sourceOffset, length);
-    checkRange('copy', to, targetOffset, length);
+    checkCopy(from, sourceOffset, to, targetOffset, length);
     if (length === 0) return;
     const size = bytesPerElement[from.dtype];
     const edges = [sourceOffset, targetOffset, length].map((n) => n * size);
@@ -498,19 +493,6 @@ function checkArray(data: HostArray, dtype: DType): void {
   if (!(data instanceof type)) {
     throw new DTypeError(
       `write: data of ${dtype} must be a ${type.name}, got ${data.constructor.name}`,
-    );
-  }
-}
-
-function checkRange(
-  operation: string,
-  { elements }: Memory,
-  offset: number,
-  length: number,
-): void {
-  if (!(offset >= 0 && length >= 0 && offset + length <= elements)) {
-    throw new ArgumentError(
-      `${operation}: elements ${offset} to ${offset + length} must lie in the ${elements} of the tensor`,
     );
   }
 }
