@@ -22,7 +22,7 @@ import { continued, story, tinyModels } from './greedy';
  */
 const engines: [engine: 'wasm' | 'cpu' | 'webgpu', cases: number][] =
   onSystemAdapter
-    ? [['webgpu', 6]]
+    ? [['webgpu', 4]]
     : [
         ['wasm', 20],
         ['cpu', 20],
