@@ -18,38 +18,40 @@ export interface BackendEntry {
   open(): Promise<Backend>;
 }
 
+interface LibraryOptions {
+  readonly software?: boolean;
+  readonly onPass?: (way: string, reason: string) => void;
+}
+
 /**
- * TensorFlow.js on the best of its engines, or on the one that is named: then
- * on a software adapter too.
+ * A driver on a library that computes in several ways: the best of them, or
+ * the one that is named, then on a software adapter too.
  */
-function tfjs(engine?: TfjsOptions['engine']): BackendEntry {
-  const name = engine ? `tfjs-${engine}` : 'tfjs';
-  return {
-    name,
-    explain: async () => undefined,
-    open: async () => {
-      const { openTfjs } = await import('@asa/backend-gpu/tfjs');
-      const onPass = (passed: string, reason: string) =>
-        note(`${name} passed over ${passed}: ${reason}`);
-      return openTfjs(engine ? { engine, software: true } : { onPass });
-    },
+function library<Way extends string>(
+  driver: string,
+  open: (way: Way | undefined, options: LibraryOptions) => Promise<Backend>,
+): (way?: Way) => BackendEntry {
+  return (way) => {
+    const name = way ? `${driver}-${way}` : driver;
+    const onPass = (passed: string, reason: string) =>
+      note(`${name} passed over ${passed}: ${reason}`);
+    return {
+      name,
+      explain: async () => undefined,
+      open: () => open(way, way ? { software: true } : { onPass }),
+    };
   };
 }
 
-/** gpu.js in its best mode, or in the one that is named. */
-function gpujs(mode?: GpuJsOptions['mode']): BackendEntry {
-  const name = mode ? `gpujs-${mode}` : 'gpujs';
-  return {
-    name,
-    explain: async () => undefined,
-    open: async () => {
-      const { openGpuJs } = await import('@asa/backend-gpu/gpujs');
-      const onPass = (passed: string, reason: string) =>
-        note(`${name} passed over ${passed}: ${reason}`);
-      return openGpuJs(mode ? { mode, software: true } : { onPass });
-    },
-  };
-}
+const tfjs = library('tfjs', async (engine: TfjsOptions['engine'], options) => {
+  const { openTfjs } = await import('@asa/backend-gpu/tfjs');
+  return openTfjs({ engine, ...options });
+});
+
+const gpujs = library('gpujs', async (mode: GpuJsOptions['mode'], options) => {
+  const { openGpuJs } = await import('@asa/backend-gpu/gpujs');
+  return openGpuJs({ mode, ...options });
+});
 
 /** All backends, in the order in which `auto` tries them. */
 const backends: readonly BackendEntry[] = [
@@ -78,9 +80,11 @@ const backends: readonly BackendEntry[] = [
   },
   // Behind the CPU, which every machine has: for those who ask for them.
   tfjs(),
-  ...(['node-gpu', 'webgpu', 'wasm', 'cpu'] as const).map(tfjs),
+  ...(['node-gpu', 'webgpu', 'wasm', 'cpu'] as const).map((engine) =>
+    tfjs(engine),
+  ),
   gpujs(),
-  ...(['webgpu', 'wasm', 'cpu'] as const).map(gpujs),
+  ...(['webgpu', 'wasm', 'cpu'] as const).map((mode) => gpujs(mode)),
 ];
 
 /** What `--backend` takes. */

@@ -74,10 +74,15 @@ async function start(engine: Engine, host: EngineHost): Promise<() => void> {
     throw new Error(`tfjs's backend ${id} does not start`);
   }
   await tf.ready();
-  await checkKnownAnswer();
-  if (users === undefined) return () => {};
-  openedHere.set(id, users + 1);
-  return () => leave(id);
+  if (users !== undefined) openedHere.set(id, users + 1);
+  const release = users === undefined ? () => {} : () => leave(id);
+  try {
+    await checkKnownAnswer();
+  } catch (error) {
+    release();
+    throw error;
+  }
+  return release;
 }
 
 /** How many use an engine that was not running before. */
