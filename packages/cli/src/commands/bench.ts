@@ -64,6 +64,7 @@ export const command = new Command('bench')
     integer({ min: 1 }),
   )
   .option('--chunk <n>', 'tokens of a chunk of prefill', integer({ min: 1 }))
+  .option('--step-tokens <n>', 'tokens of a training step', tokenCount)
   .addOption(
     new Option(
       '--profile <name>',
@@ -125,6 +126,7 @@ Examples:
             dtypes: options.dtype,
             generate: options.generate,
             chunk: options.chunk,
+            stepTokens: options.stepTokens,
             repetitions: options.repetitions,
             seconds: options.seconds,
           }),

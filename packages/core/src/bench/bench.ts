@@ -31,6 +31,8 @@ export interface BenchOptions {
   readonly generate?: number | undefined;
   /** Tokens of a chunk of prefill; the engine's choice when left out. */
   readonly chunk?: number | undefined;
+  /** Tokens of a training step; the profile's when left out. */
+  readonly stepTokens?: number | undefined;
   /** Measuring time of a case; 0.5 when left out. */
   readonly seconds?: number | undefined;
   /** Repetitions of a case; 20 when left out, fewer of what takes a second. */
@@ -54,6 +56,7 @@ export function benchCases(options: BenchOptions): BenchCase[] {
   const { profile, dtypes, model, only } = options;
   const { suites = benchSuites, contexts = profile.contexts } = options;
   const { generate = profile.generate, chunk } = options;
+  const { stepTokens = profile.stepTokens } = options;
   const builders: Readonly<Record<BenchSuite, () => BenchCase[]>> = {
     ceilings: () => [],
     matmul: () => dtypes.flatMap((dtype) => matmulCases(profile, dtype)),
@@ -80,7 +83,11 @@ export function benchCases(options: BenchOptions): BenchCase[] {
           )
         : [],
     training: () =>
-      model ? trainingCases(model, contexts, profile.stepTokens) : [],
+      model
+        ? dtypes.flatMap((dtype) =>
+            trainingCases(model, contexts, stepTokens, dtype),
+          )
+        : [],
   };
   const isWanted = ({ suite, name }: BenchCase) =>
     !only || only.some((text) => `${suite} ${name}`.includes(text));

@@ -188,11 +188,15 @@ async function costOfWork(
   return counting.takeCost();
 }
 
-/** Steps of AdamW over rows that fill `stepTokens`. Trains in f32. */
+/**
+ * Steps of AdamW over rows that fill `stepTokens`; `dtype` is that of weights
+ * and activations.
+ */
 export function trainingCases(
   model: BenchModel,
   contexts: readonly number[],
   stepTokens: number,
+  dtype: FloatType,
 ): BenchCase[] {
   return contexts.map((context) => {
     const rows = Math.max(1, Math.floor(stepTokens / context));
@@ -201,14 +205,14 @@ export function trainingCases(
     return {
       suite: 'training',
       name,
-      dtype: 'f32',
+      dtype,
       shape: model.name,
       context,
       tokens: rows * context,
-      check: within(model.config, work, trainingCheck(model.config)),
-      cost: () => costOfTraining(model.config, rows, context),
+      check: within(model.config, work, trainingCheck(model.config, dtype)),
+      cost: () => costOfTraining(model.config, rows, context, dtype),
       prepare: async (backend) => {
-        const loaded = await loadBenchModel(model, backend, 'f32');
+        const loaded = await loadBenchModel(model, backend, dtype);
         const trainer = trainerOf(loaded, rows, context);
         return {
           run: async () => {
@@ -228,9 +232,10 @@ async function costOfTraining(
   config: ModelConfig,
   rows: number,
   context: number,
+  dtype: FloatType,
 ): Promise<Cost> {
   const counting = new CountingBackend();
-  const model = drawModel(counting, config, 'f32', emptyDraw);
+  const model = drawModel(counting, config, dtype, emptyDraw);
   const trainer = trainerOf(model, rows, context);
   counting.takeCost();
   await trainer.step();
@@ -352,16 +357,16 @@ async function logitsOf(model: Model): Promise<Values> {
   }
 }
 
-function trainingCheck(config: ModelConfig): Check {
+function trainingCheck(config: ModelConfig, dtype: FloatType): Check {
   const small = checkedConfig(config);
   return {
-    key: `training ${JSON.stringify(small)}`,
+    key: `training ${JSON.stringify(small)} ${dtype}`,
     on: `${words(small, PREFILL)}, 2 steps`,
     judge: async (backend, reference) => {
-      const got = await lossesOf(drawModel(backend, small, 'f32', normalDraw));
-      const double = doubleDraw('f32');
+      const got = await lossesOf(drawModel(backend, small, dtype, normalDraw));
+      const double = doubleDraw(dtype);
       const want = await lossesOf(drawModel(reference, small, 'f64', double));
-      const relative = gradientTolerance('f32', small.layers);
+      const relative = gradientTolerance(dtype, small.layers);
       const allowed = relativeAllowance(want, relative);
       return compareValues('loss', got, want, allowed);
     },
