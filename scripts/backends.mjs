@@ -34,6 +34,7 @@ const sizes = {
   small: {
     arguments: [
       ...['--profile', 'small', '--context', '256', '--seconds', '0.2'],
+      ...['--repetitions', '7'],
       ...['--suite', 'matmul,operators,model'],
       '--only',
       `${operators},pp,tg16 @`,
