@@ -22,6 +22,8 @@ export type GoldenEntry =
 export async function listGolden(folder: Folder): Promise<GoldenEntry[]> {
   const entries: GoldenEntry[] = [];
   for (const name of await folder.list()) {
+    // A readme is nothing that could have been compared.
+    if (/\.(md|txt)$/i.test(name)) continue;
     if (name.endsWith('.safetensors')) {
       entries.push({ name, kind: 'operator' });
     } else if (await isModelFolder(folder, name)) {

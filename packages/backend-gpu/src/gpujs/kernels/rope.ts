@@ -1,20 +1,35 @@
 import { program, quotient } from '../program';
 import type { KernelContext, Kernels } from './context';
 
+/** Takes quarter turns off an angle of up to 2^17: `NAME` is left, `nNAME` gone. */
+const lessQuarters = (name: string, angle: string) => `
+  const ${name}0 = ${angle};
+  const n${name} = Math.floor(${name}0 * 0.636619772367581 + 0.5);
+  const ${name}1 = Math.floor(n${name} / 256) * 256;
+  const ${name} = (((${name}0 - ${name}1 * 1.5703125)
+    - (n${name} - ${name}1) * 1.5703125)
+    - n${name} * 0.0004837512969970703) - n${name} * 0.00000007549789948768648;`;
+
 /**
- * A shader's sine is exact to 2^-11 only, and near 0 only. Here quarter turns
- * are taken off in three parts of few digits, and polynomials do the rest.
+ * A shader's sine is exact to 2^-11 only, and near 0 only. Here the product of
+ * position and frequency is split so that its parts are exact, quarter turns
+ * are taken off in parts of few digits, and polynomials do the rest.
  * Source: Cody and Waite, Software Manual for the Elementary Functions, 1980;
  * coefficients of Cephes' sinf and cosf.
  */
-const cosSin = `const n = Math.floor(angle * 0.636619772367581 + 0.5);
-  const a = ((angle - n * 1.5703125) - n * 0.0004837512969970703)
-    - n * 0.00000007549789948768648;
-  const z = a * a;
-  const sine = a + a * z * (-0.16666654611
+const cosSin = `
+  const coarse = Math.floor(position / 2048) * 2048;
+  const high = Math.floor(frequency * 4096) / 4096;
+  ${lessQuarters('a', 'coarse * high')}
+  ${lessQuarters('b', '(position - coarse) * high')}
+  ${lessQuarters('c', 'position * (frequency - high)')}
+  ${lessQuarters('d', 'a + b + c')}
+  const z = d * d;
+  const sine = d + d * z * (-0.16666654611
     + z * (0.0083321608736 - z * 0.00019515295891));
   const cosine = 1 - 0.5 * z + z * z * (0.04166664568298827
     + z * (-0.001388731625493765 + z * 0.00002443315711809948));
+  const n = na + nb + nc + nd;
   const quarter = n - Math.floor(n / 4) * 4;
   let cos = cosine;
   let sin = sine;
@@ -40,7 +55,8 @@ const rope = program(
     pair = Math.floor(channel / 2);
     isSecond = channel - pair * 2;
   }
-  const angle = positions[this.thread.y] * frequencies[Math.floor(pair)];
+  const position = positions[this.thread.y];
+  const frequency = frequencies[Math.floor(pair)];
   ${cosSin}
   const first = head * width + pair * step;
   const x1 = x[this.thread.y * heads * width + Math.floor(first)];

@@ -204,7 +204,7 @@ export const ropeCases: Cases = fc
     width: evenWidth,
     style: fc.constantFrom('half', 'interleaved'),
     inverse: flag,
-    positions: fc.constantFrom(2, 100, 8192),
+    positions: fc.constantFrom(2, 100, 8192, 131_072),
     seed: dataSeed,
   })
   .map(({ rows, heads, width, style, inverse, positions, seed }) => ({
