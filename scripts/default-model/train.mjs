@@ -2,7 +2,7 @@
 // documents first, then text and searching in long ones.
 //
 //   node scripts/default-model/train.mjs WORK_FOLDER asa|nsa|full
-//     [--short-steps 2000] [--steps 3600] [--decay 1000] [--seconds S]
+//     [--short-steps 2200] [--steps 2600] [--decay 800] [--seconds S]
 //     [--dtype f32] [--backend webgpu] …
 //
 // WORK_FOLDER/KIND becomes a model folder with a folder of checkpoints a phase
@@ -35,9 +35,9 @@ import { makeFolder } from '../../packages/core/dist/node.js';
 const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
-    'short-steps': { type: 'string', default: '2000' },
-    steps: { type: 'string', default: '3600' },
-    decay: { type: 'string', default: '1000' },
+    'short-steps': { type: 'string', default: '2200' },
+    steps: { type: 'string', default: '2600' },
+    decay: { type: 'string', default: '800' },
     rows: { type: 'string', default: '2' },
     context: { type: 'string', default: '8192' },
     'short-tokens': { type: 'string', default: '8192' },

@@ -72,6 +72,7 @@ export class Commands {
   flush(): void {
     if (!this.encoder) return;
     this.endPass();
+    this.pipelines.upload();
     this.device.queue.submit([this.encoder.finish()]);
     this.encoder = undefined;
     this.dispatches = 0;

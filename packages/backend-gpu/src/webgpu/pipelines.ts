@@ -7,31 +7,28 @@ import {
   wgslOf,
 } from './launch';
 import { memoryOf } from './memory';
+import { UniformArena, type UniformSlot } from './uniforms';
 
 interface Pipeline {
   readonly id: number;
   readonly gpu: GPUComputePipeline;
 }
 
-interface Uniforms {
-  readonly id: number;
-  readonly gpu: GPUBuffer;
-}
-
-const MOST_UNIFORMS = 4096;
 const MOST_BIND_GROUPS = 16_384;
 
-/** Compiled kernels, uniform buffers and bind groups, each made once. */
+/** Compiled kernels, uniforms and bind groups, each made once. */
 export class Pipelines {
   private readonly compiled = new Map<string, Pipeline>();
-  private readonly uniforms = new Map<string, Uniforms>();
+  private readonly uniforms: UniformArena;
   private readonly bindGroups = new Map<string, GPUBindGroup>();
   private nextId = 1;
 
   constructor(
     private readonly device: GPUDevice,
     private readonly report: (problem: Promise<Error | undefined>) => void,
-  ) {}
+  ) {
+    this.uniforms = new UniformArena(device);
+  }
 
   /** What a compute pass needs to dispatch a launch. */
   prepare(launch: Launch): {
@@ -45,14 +42,18 @@ export class Pipelines {
     };
   }
 
+  /** Before commands that were prepared are handed over. */
+  upload(): void {
+    this.uniforms.upload();
+  }
+
   /** A buffer was destroyed: the bind groups go, the rest is kept. */
   forgetBindGroups(): void {
     this.bindGroups.clear();
   }
 
   destroy(): void {
-    for (const { gpu } of this.uniforms.values()) gpu.destroy();
-    this.uniforms.clear();
+    this.uniforms.destroy();
     this.bindGroups.clear();
     this.compiled.clear();
   }
@@ -114,9 +115,10 @@ export class Pipelines {
       },
     );
     if (uniforms) {
+      const { gpu: buffer, offset, size } = uniforms;
       entries.push({
         binding: entries.length,
-        resource: { buffer: uniforms.gpu },
+        resource: { buffer, offset, size },
       });
     }
     if (this.bindGroups.size >= MOST_BIND_GROUPS) this.bindGroups.clear();
@@ -128,29 +130,14 @@ export class Pipelines {
     return bindGroup;
   }
 
-  private uniform(launch: Launch): Uniforms | undefined {
+  private uniform(launch: Launch): UniformSlot | undefined {
     const words = packUniforms(launch);
     if (!words) return undefined;
-    const key = words.join();
-    let uniforms = this.uniforms.get(key);
-    if (!uniforms) {
-      if (this.uniforms.size >= MOST_UNIFORMS) this.dropUniforms();
-      const gpu = this.device.createBuffer({
-        size: words.byteLength,
-        usage: GPUBufferUsage.UNIFORM,
-        mappedAtCreation: true,
-      });
-      new Uint32Array(gpu.getMappedRange()).set(words);
-      gpu.unmap();
-      uniforms = { id: this.nextId++, gpu };
-      this.uniforms.set(key, uniforms);
+    if (this.uniforms.isFull) {
+      this.uniforms.renew();
+      // They would keep the last buffer alive.
+      this.bindGroups.clear();
     }
-    return uniforms;
-  }
-
-  /** Without `destroy`: commands that wait may still read them. */
-  private dropUniforms(): void {
-    this.uniforms.clear();
-    this.bindGroups.clear();
+    return this.uniforms.slotOf(words);
   }
 }
