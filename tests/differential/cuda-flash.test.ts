@@ -125,6 +125,55 @@ const forms: Readonly<Record<string, Form>> = {
     window: 50,
     count: 4,
   },
+  'latent keys of 56 + 32 columns, four heads a group, four queries a list': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [{ queries: 75 }, { queries: 9, keys: 150 }],
+    window: 33,
+    sharing: 4,
+    count: 5,
+    tail: 1,
+  },
+  'latent keys of 24 + 8 columns': {
+    heads: 32,
+    groups: 2,
+    width: 24,
+    rope: 8,
+    counts: [{ queries: 75 }],
+    window: 33,
+    count: 5,
+  },
+  'latent keys of 40 columns and none behind them': {
+    heads: 6,
+    groups: 3,
+    width: 40,
+    counts: [{ queries: 133 }, { queries: 66 }],
+    window: 60,
+    sharing: 2,
+    count: 4,
+  },
+  'keys of 72 + 16 columns and values of 56 apart': {
+    heads: 16,
+    groups: 1,
+    width: 72,
+    rope: 16,
+    value: 56,
+    counts: [{ queries: 131 }],
+    window: 40,
+    length: 32,
+    stride: 16,
+    blockSize: 64,
+    count: 3,
+  },
+  'eight columns': {
+    heads: 2,
+    groups: 2,
+    width: 8,
+    value: 8,
+    counts: [{ queries: 70 }, { queries: 3 }],
+  },
   'wide keys and values': {
     heads: 4,
     groups: 1,
@@ -144,6 +193,16 @@ const forms: Readonly<Record<string, Form>> = {
     sharing: 4,
     count: 20,
     tail: 2,
+  },
+  'decoding: latent keys of 56 + 32 columns': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [1, 17, 1030].map((keys) => ({ queries: 1, keys })),
+    window: 300,
+    sharing: 4,
+    count: 20,
   },
   'decoding: three queries a sequence, a list each': {
     heads: 16,
@@ -205,7 +264,9 @@ const operators: readonly OperatorName[] = [
 /** The types differ in conversions only, which one form shows. */
 const formsOf = {
   bf16: Object.keys(forms),
-  f16: Object.keys(forms).filter((name) => name.startsWith('NSA')),
+  f16: Object.keys(forms).filter((name) =>
+    /^NSA|^(latent )?keys of/.test(name),
+  ),
 } as const;
 const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
   operators.flatMap((operator) =>

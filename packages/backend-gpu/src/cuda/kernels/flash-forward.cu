@@ -9,7 +9,7 @@
 #define LAG 8
 
 /** Queries stay in registers where one row of tiles leaves the room. */
-constexpr bool KEEPS_QUERIES = ROW_TILES == 1 && KEY <= 128 && VALUE <= 128;
+constexpr bool KEEPS_QUERIES = ROW_TILES == 1 && KEY <= 128 && VALUES <= 128;
 constexpr int PAIRS = KEEPS_QUERIES ? KEY / 16 : 4;
 
 /**
@@ -81,6 +81,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   copyQueries<KEY, WIDTH, ROPE>(tileQ, u.qRope, rows);
 #endif
   cpAsyncCommit();
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileQ);
+  clearStages(stages);
 #pragma unroll
   for (int n = 0; n < STAGES - 1; n++) {
     copyKeys(stages + n * STAGE, from, walk, walk.first + n * N);
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   float scale = u.scale * LOG2_E;
   float most[ROW_TILES][2];
   float total[ROW_TILES][2];
-  float sums[ROW_TILES][VALUE / 8][4];
+  float sums[ROW_TILES][VALUES / 8][4];
   clear(sums);
 #pragma unroll
   for (int m = 0; m < ROW_TILES; m++) {
@@ -128,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     cpAsyncCommit();
     const T *tileK = stages + stage * STAGE + warpKey * KEY;
     const T *tileV =
-        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUE;
+        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUES;
     stage = stage == STAGES - 1 ? 0 : stage + 1;
     bool none, whole;
     sights[warp].look<SPAN>(walk, base + warpKey, none, whole);
@@ -190,15 +192,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
       for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int n = 0; n < VALUE / 8; n++) {
+        for (int n = 0; n < VALUES / 8; n++) {
 #pragma unroll
           for (int e = 0; e < 4; e++) sums[m][n][e] *= fade[m][e / 2];
         }
       }
     }
 
-    multiplyColumns<VALUE, SPAN>(
-        sums, scores, secondTransposed<LATENT ? KEY : VALUE>(tileV));
+    multiplyColumns<VALUES, SPAN>(
+        sums, scores, secondTransposed<LATENT ? KEY : VALUES>(tileV));
   }
   cpAsyncWait<0>();
   __syncthreads();
@@ -217,12 +219,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
   for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-    for (int n = 0; n < VALUE / 8; n++) {
+    for (int n = 0; n < VALUES / 8; n++) {
 #pragma unroll
       for (int e = 0; e < 4; e++) sums[m][n][e] *= factor[m][e / 2];
     }
   }
-  emitRows<VALUE>(sums, memory, [&](int row, int c, float x, float y) {
+  emitRows<VALUES, VALUE>(sums, memory, [&](int row, int c, float x, float y) {
     int index = rows.index[row];
     if (index >= 0) storePair(o + split.rowOf(index) * VALUE + c, x, y);
   });
