@@ -26,6 +26,8 @@ import { openEmulated } from '../cuda-emulator/open';
 interface Form {
   readonly heads: number;
   readonly groups: number;
+  /** Lists of a leader; as many as groups. */
+  readonly lists?: number;
   readonly width: number;
   readonly rope?: number;
   /** None: keys and values are one tensor. */
@@ -231,6 +233,41 @@ const forms: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Lists in every proportion of their rows to the keys of a block. */
+const selections: Readonly<Record<string, Form>> = {
+  'ASA: 64 rows a list, blocks of 16 latent keys': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 199 }, { queries: 1 }, { queries: 18 }],
+    sharing: 4,
+    count: 9,
+    tail: 1,
+  },
+  'four queries a list, keys and values apart': {
+    heads: 16,
+    groups: 1,
+    width: 64,
+    value: 96,
+    counts: [{ queries: 131 }, { queries: 34 }],
+    sharing: 4,
+    blockSize: 32,
+    count: 3,
+  },
+  'two tiles a list, two lists a key head': {
+    heads: 40,
+    groups: 2,
+    lists: 4,
+    width: 32,
+    rope: 32,
+    value: 32,
+    counts: [{ queries: 77 }],
+    sharing: 8,
+    count: 4,
+  },
+};
+
 /** A decode step; its longest sequence has room for 1024 keys. */
 const grown: Form = {
   heads: 16,
@@ -301,24 +338,49 @@ describe.skipIf(reason)(
       '%s in %s: %s',
       { timeout: 300_000 },
       async ([operator, dtype, name]) => {
-        const form = forms[name] as Form;
-        const { inputs, attributes } = await callOf(
-          operator,
-          form,
-          dtype,
-          reference,
-        );
-        const call = { operator, attributes, inputs: {} };
-        const judged = await judgeCall(
-          { backend, reference },
-          call,
-          inputs,
-          dtype,
-        );
-        expect(judged).toMatchObject({ percent: expect.any(Number) });
-        expect(judged).not.toHaveProperty('detail');
+        await expectAgreement(backend, operator, forms[name] as Form, dtype);
       },
     );
+
+    test.for(
+      (['bf16', 'f16'] as const).flatMap((dtype) =>
+        Object.keys(selections).flatMap((name) =>
+          [1, 2 ** 23].map((totalBytes) => [dtype, name, totalBytes] as const),
+        ),
+      ),
+    )(
+      'gradients of selected attention in %s: %s, on a card of %i bytes',
+      { timeout: 300_000 },
+      async ([dtype, name, totalBytes]) => {
+        const small = await openEmulated({ totalBytes });
+        const form = selections[name] as Form;
+        await expectAgreement(small, 'selectedAttentionBackward', form, dtype);
+        await small.destroy();
+      },
+    );
+
+    async function expectAgreement(
+      backend: Backend,
+      operator: OperatorName,
+      form: Form,
+      dtype: FloatType,
+    ) {
+      const { inputs, attributes } = await callOf(
+        operator,
+        form,
+        dtype,
+        reference,
+      );
+      const call = { operator, attributes, inputs: {} };
+      const judged = await judgeCall(
+        { backend, reference },
+        call,
+        inputs,
+        dtype,
+      );
+      expect(judged).toMatchObject({ percent: expect.any(Number) });
+      expect(judged).not.toHaveProperty('detail');
+    }
 
     test.for(
       (['bf16', 'f32'] as const).flatMap((dtype) =>
@@ -411,7 +473,10 @@ async function callOf(
   }
   const { count = 4 } = form;
   if (base === 'selectedAttention') {
-    const lists = listsOf(sequences, { ...form, count, blockSize, sharing });
+    const lists = listsOf(sequences, {
+      ...{ ...form, groups: form.lists ?? groups },
+      ...{ count, blockSize, sharing },
+    });
     const attributes = { sequences, scale, blockSize, sharing };
     return withGradient(
       operator,

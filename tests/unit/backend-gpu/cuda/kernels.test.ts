@@ -86,6 +86,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...narrow, ...dense, UNIT: 4, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...narrow, ...asa, UNIT: 4, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
   ],
+  'flash-backward-lists': [
+    { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
+    { ...grouped, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
+  ],
   'flash-backward-queries': [
     { ...grouped, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
     { ...grouped, ...nsa, ROWS: 16, N: 64, BLOCKS: 3 },

@@ -16,7 +16,11 @@
  */
 constexpr int KEY = (WIDTH + ROPE + 15) / 16 * 16;
 constexpr int VALUES = (VALUE + 15) / 16 * 16;
-constexpr int ROW_WARPS = ROWS / 16 < WARPS ? ROWS / 16 : WARPS;
+/** Warps that the rows are for at most. */
+#ifndef ROW_SHARES
+#define ROW_SHARES WARPS
+#endif
+constexpr int ROW_WARPS = ROWS / 16 < ROW_SHARES ? ROWS / 16 : ROW_SHARES;
 constexpr int ROW_TILES = ROWS / 16 / ROW_WARPS;
 constexpr int KEY_WARPS = WARPS / ROW_WARPS;
 /** Keys of a tile that a warp computes with. */

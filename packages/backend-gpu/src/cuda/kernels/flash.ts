@@ -37,7 +37,7 @@ function columnsOf({ width, ropeWidth, valueWidth }: AttentionShape) {
 }
 
 /** Rows and key tables of a block, which are not asked for. */
-const TABLE_BYTES = 3072;
+export const TABLE_BYTES = 3072;
 
 /**
  * The cut of the forward pass; none where the shape is for the kernels of any
@@ -87,7 +87,7 @@ function partBytes({ rows, warps }: Cut, columns: number): number {
 }
 
 /** Sums of a backward pass, of more columns than a forward one, in registers. */
-function isBackwardShape(shape: AttentionShape): boolean {
+export function isBackwardShape(shape: AttentionShape): boolean {
   const { keys, values } = columnsOf(shape);
   return isFlashShape(shape) && keys <= 192 && values <= 128;
 }

@@ -5,13 +5,13 @@ import {
 } from '@asa/core';
 import { attend } from './attention-forward';
 import {
-  attendBackward,
   greatestCommonDivisor,
   shapeOf,
   total,
   type View,
 } from './attention-tile';
 import { extent, type KernelContext, type Kernels } from './context';
+import { selectedBackward } from './selected-backward';
 
 export const selectedAttentionKernels = (
   context: KernelContext,
@@ -19,7 +19,7 @@ export const selectedAttentionKernels = (
   selectedAttention: (inputs, outputs, attributes) =>
     attend(context, inputs, outputs, viewOf(inputs, attributes)),
   selectedAttentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+    selectedBackward(context, inputs, outputs, viewOf(inputs, attributes)),
 });
 
 /**

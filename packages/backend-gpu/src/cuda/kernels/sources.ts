@@ -16,6 +16,7 @@ import crossEntropy from './cross-entropy.cu';
 import fill from './fill.cu';
 import flash from './flash.cuh';
 import flashBackwardKeys from './flash-backward-keys.cu';
+import flashBackwardLists from './flash-backward-lists.cu';
 import flashBackwardQueries from './flash-backward-queries.cu';
 import flashForward from './flash-forward.cu';
 import flashImportance from './flash-importance.cu';
@@ -58,6 +59,7 @@ export const sources = {
   'cross-entropy': crossEntropy,
   fill,
   'flash-backward-keys': flashBackwardKeys,
+  'flash-backward-lists': flashBackwardLists,
   'flash-backward-queries': flashBackwardQueries,
   'flash-forward': flashForward,
   'flash-importance': flashImportance,
