@@ -78,6 +78,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],
   fill: [{}],
+  'flash-backward-blocks': [
+    {
+      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 64 },
+      ...{ BLOCKS: 2, ITEM: 128 },
+    },
+  ],
   'flash-backward-keys': [
     { ...grouped, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },

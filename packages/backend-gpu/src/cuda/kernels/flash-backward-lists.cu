@@ -2,71 +2,13 @@
 // types: 5 products in place of 7. What a list's rows add to the gradients of
 // its keys goes to scratch memory, 16 keys a part; `sumListParts` adds the parts
 // of a block in the order of the leaders that chose it.
-//
-// Four warps: two share out the rows, and two the keys; of columns each has
-// every other 16, so that the halves differ in one bit of a swizzled address.
-#define ROW_SHARES 2
-#include "flash.cuh"
+#include "flash-gradients.cuh"
 
-static_assert(ROWS == 64 && N == 64 && WARPS == 4, "32 by 32 scores a warp");
-static_assert(KEY % 32 == 0 && VALUE % 32 == 0 && BLOCK % 16 == 0, "halves");
-
-/** Tiles of rows of a list: its leader's queries by the heads that share it. */
-constexpr int LIST_TILES = (SHARING * UNIT + ROWS - 1) / ROWS;
+/** Tiles of rows of a list. */
+constexpr int LIST_TILES = (LIST_ROWS + ROWS - 1) / ROWS;
 /** 16-byte words of a half of a part, one a thread of those that add them. */
 constexpr int HALF_PART = KEY + VALUE;
 constexpr int BLOCK_PARTS = BLOCK / 16;
-
-/** sums += a b over DEPTH rows of b, of which the lane has every other 16 columns. */
-template <int COLUMNS, int DEPTH, int W, typename First>
-__device__ inline void multiplyHalf(float (&sums)[ROW_TILES][COLUMNS / 8][4],
-                                    First first, const Lane<W> &second) {
-#pragma unroll
-  for (int k = 0; k < DEPTH / 16; k++) {
-    unsigned a[ROW_TILES][4];
-#pragma unroll
-    for (int m = 0; m < ROW_TILES; m++) first(a[m], m, k);
-#pragma unroll
-    for (int n = 0; n < COLUMNS / 16; n++) {
-      unsigned b[4];
-      second.template load<true>(b, 16 * k, 2 * n);
-#pragma unroll
-      for (int m = 0; m < ROW_TILES; m++) multiply(sums[m], n, a[m], b);
-    }
-  }
-}
-
-/** Rows as the second operand, transposed: the pairs of 8 columns of a half. */
-template <int W> __device__ inline Lane<W> halfOf(const T *tile, int half) {
-  Lane<W> lane = secondTransposed<W>(tile);
-  lane.turn ^= 2 * half;
-  return lane;
-}
-
-/** A warp's weights to their place in the tile of ROWS by N. */
-__device__ inline void keepWeights(T *tile, const float (&x)[SPAN / 8][4],
-                                   int row, int key) {
-#pragma unroll
-  for (int n = 0; n < SPAN / 8; n++) {
-    int piece = key / 8 + n;
-    storePair(tile + Tile<N>::at(row, piece) + laneColumn(), x[n][0], x[n][1]);
-    storePair(tile + Tile<N>::at(row + 8, piece) + laneColumn(), x[n][2],
-              x[n][3]);
-  }
-}
-
-/** A warp's columns of a part, as they lie in its lanes. */
-template <int COLUMNS>
-__device__ inline void writePart(uint4 *to, const float (&x)[COLUMNS / 8][4]) {
-#pragma unroll
-  for (int n = 0; n < COLUMNS / 16; n++) {
-    const float(&low)[4] = x[2 * n];
-    const float(&high)[4] = x[2 * n + 1];
-    to[32 * n] = make_uint4(pair(low[0], low[1], T()), pair(low[2], low[3], T()),
-                            pair(high[0], high[1], T()),
-                            pair(high[2], high[3], T()));
-  }
-}
 
 /**
  * Leaders `firstLeader ..` of each sequence, `leaders` of them; parts
@@ -239,26 +181,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-/**
- * The inverse of some leaders' lists, `[B, lists, blocks, leaders]`: at which
- * place a leader has the block, counted from 1; 0 where it has not.
- */
-extern "C" __global__ void listPlaces(Call u, unsigned short *places,
-                                      int firstLeader, int leaders, int blocks) {
-  Sequence s = u.sequences[blockIdx.z];
-  i64 i = globalIndex();
-  int place = i % u.count;
-  int list = i / u.count % u.lists;
-  i64 leader = i / u.count / u.lists;
-  int known = (s.queryCount + SHARING - 1) / SHARING;
-  if (leader >= leaders || firstLeader + leader >= known) return;
-  int row = s.leaderStart + firstLeader + leader;
-  int block = u.indices[((i64)row * u.lists + list) * u.count + place];
-  if (block < 0 || block >= blocks) return;
-  places[(((i64)blockIdx.z * u.lists + list) * blocks + block) * leaders +
-         leader] = place + 1;
-}
-
 /** Leaders that are looked through at a time. */
 constexpr int ASKED = 4 * HALF_PART;
 
@@ -292,7 +214,7 @@ __device__ inline int gatherPlaces(const unsigned short *places, int leaders,
  * Adds the parts of 16 keys to their sums, half of the columns a block of
  * threads: f32 [Nk, GK, WIDTH], [Nk, GK, VALUE], [Nk, GK, ROPE].
  */
-extern "C" __global__ void __launch_bounds__(HALF_PART)
+extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
     sumListParts(Call u, const uint4 *parts, const unsigned short *places,
                  f32 *sumsK, f32 *sumsV, f32 *sumsKRope, int firstLeader,
                  int leaders, int blocks) {
@@ -317,21 +239,19 @@ extern "C" __global__ void __launch_bounds__(HALF_PART)
                  half) * HALF_PART + threadIdx.x;
     for (int asked = 0; asked < leaders; asked += ASKED) {
       int count = gatherPlaces(own + asked, min(ASKED, leaders - asked), found);
-#pragma unroll 4
-      for (int i = 0; i < count; i++) {
-        int leader = asked + (found[i] >> 16);
-        i64 tile = (i64)leader * LIST_TILES;
-        // The last leader may have fewer queries, and tiles without rows.
-        int rows = (s.queryCount - (firstLeader + leader) * SHARING) * UNIT;
-        int slot = (found[i] & 0xffff) * BLOCK_PARTS;
-#pragma unroll
-        for (int t = 0; t < LIST_TILES; t++) {
-          if (t > 0 && t * ROWS >= rows) break;
-          uint4 part = unitParts[((tile + t) * slots + slot) * 2 * HALF_PART];
-          const T *x = (const T *)&part;
-#pragma unroll
-          for (int e = 0; e < 8; e++) sums[e] += widen(x[e]);
-        }
+      for (int first = 0; first < count * LIST_TILES; first += PARTS_AT_ONCE) {
+        addParts(sums, [&](int i, uint4 &part) {
+          int n = (first + i) / LIST_TILES;
+          int tile = (first + i) % LIST_TILES;
+          if (n >= count) return;
+          int leader = asked + (found[n] >> 16);
+          // The last leader may have fewer queries, and tiles without rows.
+          int rows = (s.queryCount - (firstLeader + leader) * SHARING) * UNIT;
+          if (tile > 0 && tile * ROWS >= rows) return;
+          i64 slot = ((i64)leader * LIST_TILES + tile) * slots +
+                     (found[n] & 0xffff) * BLOCK_PARTS;
+          part = unitParts[slot * 2 * HALF_PART];
+        });
       }
     }
   }

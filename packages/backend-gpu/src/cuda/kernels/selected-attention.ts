@@ -4,13 +4,9 @@ import {
   type SelectedAttentionOperands,
 } from '@asa/core';
 import { attend } from './attention-forward';
-import {
-  greatestCommonDivisor,
-  shapeOf,
-  total,
-  type View,
-} from './attention-tile';
+import { greatestCommonDivisor, shapeOf, total } from './attention-tile';
 import { extent, type KernelContext, type Kernels } from './context';
+import type { SelectedView } from './gradient-parts';
 import { selectedBackward } from './selected-backward';
 
 export const selectedAttentionKernels = (
@@ -29,7 +25,7 @@ export const selectedAttentionKernels = (
 function viewOf(
   operands: SelectedAttentionOperands,
   { sequences, scale, blockSize, sharing }: SelectedAttentionAttributes,
-): View {
+): SelectedView {
   const { indices } = operands;
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = greatestCommonDivisor(
