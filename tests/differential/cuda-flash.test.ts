@@ -292,6 +292,42 @@ const selections: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Few rows a list, blocks of 64 keys. */
+const unions: Readonly<Record<string, Form>> = {
+  'a list a query, some before': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 37, keys: 555 }, { queries: 1 }, { queries: 166 }],
+    blockSize: 64,
+    count: 4,
+    holes: true,
+    tail: 1,
+  },
+  'two queries a list, latent keys': {
+    heads: 16,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 75, keys: 301 }, { queries: 9 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+  },
+  'twelve rows a list, two lists a key head': {
+    heads: 12,
+    groups: 1,
+    lists: 2,
+    width: 48,
+    value: 80,
+    counts: [{ queries: 131 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 2,
+  },
+};
+
 /** A decode step; its longest sequence has room for 1024 keys. */
 const grown: Form = {
   heads: 16,
@@ -383,6 +419,18 @@ describe.skipIf(reason)(
         await small.destroy();
       },
     );
+
+    test.for(
+      (['bf16', 'f16'] as const).flatMap((dtype) =>
+        Object.keys(unions).map((name) => [dtype, name] as const),
+      ),
+    )('unions of lists in %s: %s', async ([dtype, name]) => {
+      // So few that these walks fill the card.
+      const small = await openEmulated({ multiprocessors: 1 });
+      const form = unions[name] as Form;
+      await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
 
     async function expectAgreement(
       backend: Backend,

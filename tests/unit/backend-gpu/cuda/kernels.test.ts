@@ -123,6 +123,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ROWS: 64, N: 64, BLOCKS: 1 },
     },
   ],
+  'flash-forward-union': [
+    {
+      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, WARPS: 8, STAGES: 6 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 1 },
+    },
+  ],
   'flash-importance': [
     {
       ...{ ...grouped, VIEW: 'COMPRESSED', BLOCK: 1, LATENT: 1, VALUE: 16 },

@@ -20,8 +20,10 @@ import flashBackwardKeys from './flash-backward-keys.cu';
 import flashBackwardLists from './flash-backward-lists.cu';
 import flashBackwardQueries from './flash-backward-queries.cu';
 import flashForward from './flash-forward.cu';
+import flashForwardUnion from './flash-forward-union.cu';
 import flashGradients from './flash-gradients.cuh';
 import flashImportance from './flash-importance.cu';
+import flashSoftmax from './flash-softmax.cuh';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
@@ -44,6 +46,7 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'flash.cuh': flash,
+  'flash-softmax.cuh': flashSoftmax,
   'flash-gradients.cuh': flashGradients,
   'ranks.cuh': ranks,
 };
@@ -66,6 +69,7 @@ export const sources = {
   'flash-backward-lists': flashBackwardLists,
   'flash-backward-queries': flashBackwardQueries,
   'flash-forward': flashForward,
+  'flash-forward-union': flashForwardUnion,
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
