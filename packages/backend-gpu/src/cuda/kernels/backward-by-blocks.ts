@@ -55,8 +55,8 @@ export function blocksTile(
   const needed =
     2 * keys * (keyWidth + (isLatent(inputs) ? 0 : valueWidth)) +
     2 * rows * (stages * (keyWidth + valueWidth) + 2 * keys) +
-    8 * rows +
-    4 * ITEM;
+    12 * rows +
+    2 * ITEM;
   const fits = (blocks: number) =>
     blocks * (needed + RESERVED_BYTES) <= sharedBytes + RESERVED_BYTES;
   if (!fits(1)) return undefined;

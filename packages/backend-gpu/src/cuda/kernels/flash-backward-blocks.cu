@@ -121,11 +121,11 @@ extern "C" __global__ void listEntries(const unsigned short *places,
 
 /** The rows of an item: of its lists, one behind another. */
 struct ItemRows {
-  const unsigned *entries;
+  const unsigned short *leaders;
   int end, firstLeader;
 
   __device__ int queryOf(int rho) const {
-    int leader = firstLeader + (entries[rho / LIST_ROWS] >> 16);
+    int leader = firstLeader + leaders[rho / LIST_ROWS];
     return leader * SHARING + rho % LIST_ROWS / UNIT;
   }
 };
@@ -195,16 +195,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   T *tileP = stages + STAGES * ROW_STAGE;
   T *tileS = tileP + ROWS * N;
   float2 *known = (float2 *)(tileS + ROWS * N);
-  unsigned *own = (unsigned *)(known + ROWS);
+  int *numbers = (int *)(known + ROWS);
+  unsigned short *own = (unsigned short *)(numbers + ROWS);
 
   Item item = items[blockIdx.x];
   int block = item.row % blocks;
-  int number = item.row / blocks;
-  int keyHead = number % u.lists;
+  int list = item.row / blocks;
+  int keyHead = list % u.lists;
   int head0 = keyHead * UNIT;
-  Sequence s = u.sequences[number / u.lists];
+  Sequence s = u.sequences[list / u.lists];
   for (int i = threadIdx.x; i < item.count; i += THREADS) {
-    own[i] = entries[item.first + i];
+    own[i] = entries[item.first + i] >> 16;
   }
   int firstKey = block * BLOCK;
   Source from = sourceOf(u, s, keyHead);
@@ -222,8 +223,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                                         from.valueStride, keyOf);
 #endif
   ItemRows rows = {own, item.count * LIST_ROWS, firstLeader};
-  auto copyStage = [&](int stage, int base) {
-    auto rowOf = [&](int i) { return rowNumber(u, s, rows, head0, base + i); };
+  auto copyStage = [&](int stage) {
+    auto rowOf = [&](int i) { return numbers[i]; };
     T *tileQ = stages + stage * ROW_STAGE;
     copyRows<KEY, ROWS, 0, WIDTH, THREADS>(tileQ, threadIdx.x, u.q, WIDTH, rowOf);
 #if ROPE > 0
@@ -233,16 +234,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     copyRows<VALUE, ROWS, 0, VALUE, THREADS>(tileQ + ROWS * KEY, threadIdx.x, dO,
                                              VALUE, rowOf);
   };
-  // Wanted in the first half of a round only: one place is enough.
-  auto copyKnown = [&](int base) {
+  // Row threadIdx.x of the round whose numbers are set last.
+  int number = -1;
+  auto setNumbers = [&](int base) {
     if (threadIdx.x >= ROWS) return;
-    int row = rowNumber(u, s, rows, head0, base + threadIdx.x);
-    cpAsync8(known + threadIdx.x, statistics + row, row >= 0);
+    number = rowNumber(u, s, rows, head0, base + threadIdx.x);
+    numbers[threadIdx.x] = number;
+  };
+  // Wanted in the first half of a round only: one place is enough.
+  auto copyKnown = [&]() {
+    if (threadIdx.x >= ROWS) return;
+    cpAsync8(known + threadIdx.x, statistics + number, number >= 0);
   };
   __syncthreads();
-  copyStage(0, 0);
-  copyKnown(0);
+  setNumbers(0);
+  __syncthreads();
+  copyStage(0);
+  copyKnown();
   cpAsyncCommit();
+  __syncthreads();
+  setNumbers(ROWS);
 
   int warp = threadIdx.x / 32;
   int warpRow = warp % ROW_WARPS * 32;
@@ -259,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   Lane<N> weightLane = secondOperand<N>(tileP);
   weightLane.turn ^= warpRow / 8;
   uint4 *ownParts =
-      parts + ((i64)number * leaders * u.count * LIST_PARTS * 2 + half) * HALF_PART +
+      parts + ((i64)list * leaders * u.count * LIST_PARTS * 2 + half) * HALF_PART +
       threadIdx.x % 32;
   float scale = u.scale * LOG2_E;
   float dK[ROW_TILES][KEY / 16][4];
@@ -269,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int stage = 0;
   for (int base = 0; base < rows.end; base += ROWS) {
     awaitCopies<STAGES - 2>();
-    copyStage(1 - stage, base + ROWS);
+    copyStage(1 - stage);
     cpAsyncCommit();
     const T *tileQ = stages + stage * ROW_STAGE;
     const T *tileO = tileQ + ROWS * KEY;
@@ -329,8 +340,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       keepWeights(tileS, p[m], warpRow + 16 * m + laneRow(), warpKey);
     }
     __syncthreads();
-    copyKnown(base + ROWS);
+    copyKnown();
     cpAsyncCommit();
+    setNumbers(base + 2 * ROWS);
 
     {
       float dQ[ROW_TILES][KEY / 16][4];
@@ -343,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       for (int m = 0; m < ROW_TILES; m++) {
         int rho = firstRow + 16 * m;
         if (rho >= rows.end) continue;
-        unsigned entry = own[rho / LIST_ROWS];
+        unsigned entry = entries[item.first + rho / LIST_ROWS];
         i64 part = ((i64)(entry >> 16) * u.count + (entry & 0xffff)) * LIST_PARTS +
                    rho % LIST_ROWS / 16;
         writePart<KEY / 2>(ownParts + part * 2 * HALF_PART, dQ[m]);

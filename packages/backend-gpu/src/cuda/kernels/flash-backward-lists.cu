@@ -47,11 +47,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     float2 row = index < 0 ? make_float2(0, 0) : statistics[index];
     known[threadIdx.x] = make_float2(row.x * LOG2_E, row.y);
   }
-#pragma unroll
-  for (int n = 0; n < STAGES - 1; n++) {
-    copyKeys(stages + n * STAGE, from, walk, walk.first + n * N);
+  // Positions of the keys that are copied next: looked up once a key.
+  __shared__ int positions[N];
+  auto setPositions = [&](int base) {
+    if (threadIdx.x < N) {
+      positions[threadIdx.x] = Positions<N>(walk, base)[threadIdx.x];
+    }
+  };
+  auto copyStage = [&](int stage) {
+    auto rowOf = [&](int i) { return positions[i]; };
+    T *tileK = stages + stage * STAGE;
+    copyRows<KEY, N, 0, WIDTH, THREADS>(tileK, threadIdx.x, from.k, from.keyStride,
+                                        rowOf);
+#if ROPE > 0
+    copyRows<KEY, N, WIDTH, ROPE, THREADS>(tileK, threadIdx.x, from.kRope, ROPE,
+                                           rowOf);
+#endif
+#if !LATENT
+    copyRows<VALUE, N, 0, VALUE, THREADS>(tileK + N * KEY, threadIdx.x, from.v,
+                                          from.valueStride, rowOf);
+#endif
     cpAsyncCommit();
-  }
+  };
+  setPositions(0);
+  __syncthreads();
+  copyStage(0);
+  __syncthreads();
+  setPositions(N);
 
   int warp = threadIdx.x / 32;
   int warpRow = warp % ROW_WARPS * 32;
@@ -84,12 +106,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int stage = 0;
   for (int base = walk.first; base < walk.end; base += N) {
     awaitCopies<STAGES - 2>();
-    int ahead = stage == 0 ? STAGES - 1 : stage - 1;
-    copyKeys(stages + ahead * STAGE, from, walk, base + (STAGES - 1) * N);
-    cpAsyncCommit();
+    copyStage(1 - stage);
     const T *tileK = stages + stage * STAGE;
     const T *tileV = LATENT ? tileK : tileK + N * KEY;
-    stage = stage == STAGES - 1 ? 0 : stage + 1;
+    stage = 1 - stage;
 
     constexpr int VALUE_PITCH = LATENT ? KEY : VALUE;
     float p[ROW_TILES][SPAN / 8][4];
@@ -135,6 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       keepWeights(tileS, p[m], warpRow + 16 * m + laneRow(), warpKey);
     }
     __syncthreads();
+    setPositions(base + 2 * N);
 
     auto score = [&](unsigned (&a)[4], int m, int k) {
       scoreLane.load<false>(a, 16 * m, k);
