@@ -117,8 +117,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   if (threadIdx.x == 0) s = u.sequences[blockIdx.z];
   __syncthreads();
   int keyHead = blockIdx.y;
-  int split = blockIdx.x % splits;
-  int tile = blockIdx.x / splits;
+  // Blocks at work at a time share their rows, which the L2 cache holds.
+  int tiles = gridDim.x / splits;
+  int split = blockIdx.x / tiles;
+  int tile = blockIdx.x % tiles;
   int firstKey = tile * ROWS;
   int endKey = min(firstKey + ROWS, keyCount(u, s));
   int block = 0;

@@ -248,6 +248,7 @@ extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
   int units = u.heads / u.keyHeads / UNIT;
   int slots = u.count * BLOCK_PARTS;
   float sums[8] = {};
+  bool isChosen = false;
   for (int unit = 0; unit < units; unit++) {
     int number = keyHead * units + unit;
     int list = number * UNIT / (u.heads / u.lists);
@@ -260,6 +261,7 @@ extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
                  half) * HALF_PART + threadIdx.x;
     for (int asked = 0; asked < leaders; asked += ASKED) {
       int count = gatherPlaces(own + asked, min(ASKED, leaders - asked), found);
+      isChosen = isChosen || count > 0;
       for (int first = 0; first < count * LIST_TILES; first += PARTS_AT_ONCE) {
         addParts(sums, [&](int i, uint4 &part) {
           int n = (first + i) / LIST_TILES;
@@ -277,6 +279,9 @@ extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
     }
   }
 
+  // Of many blocks some leaders choose few.
+  if (!isChosen) return;
+
   int column = threadIdx.x / 32;
   bool isKey = column < KEY / 32;
   if (!isKey) column -= KEY / 32;
@@ -290,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
     f32 *to = !isKey      ? sumsV + at * VALUE + c
               : c < WIDTH ? sumsK + at * WIDTH + c
                           : sumsKRope + at * ROPE + c - WIDTH;
-    to[0] += sums[e] * scale;
-    to[1] += sums[e + 1] * scale;
+    float2 sum = *(float2 *)to;
+    *(float2 *)to = make_float2(sum.x + sums[e] * scale, sum.y + sums[e + 1] * scale);
   }
 }
