@@ -1,6 +1,7 @@
 // libcuda on host memory. Work is done as soon as it is enqueued, or kept where
 // its stream is captured.
 #include "emulator.h"
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -48,7 +49,8 @@ struct Function {
   std::string name;
   const AsaKernel *kernel;
   const AsaModule *module;
-  size_t sharedBytes = 48 << 10;
+  /** Dynamic shared memory that it may have. */
+  size_t sharedBytes;
 };
 
 /** Every object that is alive, so that a dead handle is an error. */
@@ -158,8 +160,8 @@ std::string reasonAgainst(const Launch &launch, size_t sharedBytes) {
            " threads, at most " + text(most) + " are allowed";
   }
   if (launch.sharedBytes > sharedBytes) {
-    return text(launch.sharedBytes) + " bytes of shared memory, " +
-           text(sharedBytes) + " were asked for";
+    return text(launch.sharedBytes) + " bytes of shared memory, it may have " +
+           text(sharedBytes);
   }
   size_t bytes = launch.arguments.size(), wanted = launch.kernel->argumentBytes;
   // A structure may end in padding that is not sent.
@@ -368,7 +370,11 @@ int cuModuleGetFunction(uint64_t *out, uint64_t handle, const char *name) {
   std::string symbol = std::string("asaKernel_") + name;
   auto *kernel = (const AsaKernel *)dlsym(module->library, symbol.c_str());
   if (!kernel) return fail(CUDA_ERROR_NOT_FOUND, "there is no such kernel");
-  return give(out, new Function{name, kernel, module->facts});
+  // Static memory is of the same 48 KiB.
+  size_t taken = module->facts->sharedEnd - module->facts->sharedStart;
+  size_t free = 48 << 10;
+  free -= std::min(free, taken);
+  return give(out, new Function{name, kernel, module->facts, free});
 }
 int cuFuncSetAttribute(uint64_t handle, int attribute, int value) {
   Function *function = find<Function>(handle);

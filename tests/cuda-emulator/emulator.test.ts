@@ -13,6 +13,7 @@ type Emulator = Awaited<ReturnType<typeof loadEmulator>>;
 
 interface Run {
   readonly blocks?: number;
+  readonly grid?: readonly [x: number, y: number, z: number];
   readonly threads?: number;
   readonly shared?: number;
   /** Words that the kernel's one pointer points to. */
@@ -38,6 +39,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */
   function run(body: string, options: Run = {}): Uint32Array {
     const { blocks = 1, threads = 64, shared = 0, words = threads } = options;
+    const { grid = [blocks] } = options;
     const { driver } = emulator;
     const kernel = load(body);
     const bytes = 4 * words;
@@ -47,7 +49,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
       driver.argumentBytes.buffer,
       driver.argumentBytes.byteOffset,
     ).setBigUint64(0, BigInt(x), true);
-    driver.launch(kernel, [blocks], [threads], shared, 8, stream);
+    driver.launch(kernel, grid, [threads], shared, 8, stream);
     driver.copyToHost(host.address, x, bytes, stream);
     const result = new Uint32Array(host.bytes.slice().buffer);
     host.free();
@@ -132,6 +134,21 @@ extern "C" __global__ void kernel(unsigned *x) {
   test('refuses launches that a card refuses', () => {
     expect(() => run('', { threads: 1056 })).toThrow(/at most 1024/);
     expect(() => run('', { shared: 50_000 })).toThrow(/50000 bytes of shared/);
+    for (const grid of [
+      [2 ** 31, 1, 1],
+      [1, 65_536, 1],
+      [1, 1, 65_536],
+      [0, 1, 1],
+    ] as const) {
+      expect(() => run('', { grid })).toThrow(`a grid of ${grid.join(', ')}`);
+    }
+  });
+
+  test('counts static shared memory to what needs no asking', () => {
+    const body =
+      '__shared__ unsigned own[64]; own[i] = i; __syncthreads(); x[i] = own[63 - i];';
+    expect(() => run(body, { shared: 49_152 })).toThrow(/it may have 48896/);
+    expect(run(body, { shared: 48_896 })[0]).toBe(63);
   });
 
   test('finds a write behind memory at once', () => {

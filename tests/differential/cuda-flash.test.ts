@@ -26,6 +26,8 @@ import { openEmulated } from '../cuda-emulator/open';
 interface Form {
   readonly heads: number;
   readonly groups: number;
+  /** Lists of a leader; as many as groups. */
+  readonly lists?: number;
   readonly width: number;
   readonly rope?: number;
   /** None: keys and values are one tensor. */
@@ -37,6 +39,8 @@ interface Form {
   readonly blockSize?: number;
   readonly sharing?: number;
   readonly count?: number;
+  /** Lists also have -1 before their end. */
+  readonly holes?: boolean;
   /** Rows that belong to no sequence. */
   readonly tail?: number;
 }
@@ -125,6 +129,55 @@ const forms: Readonly<Record<string, Form>> = {
     window: 50,
     count: 4,
   },
+  'latent keys of 56 + 32 columns, four heads a group, four queries a list': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [{ queries: 75 }, { queries: 9, keys: 150 }],
+    window: 33,
+    sharing: 4,
+    count: 5,
+    tail: 1,
+  },
+  'latent keys of 24 + 8 columns': {
+    heads: 32,
+    groups: 2,
+    width: 24,
+    rope: 8,
+    counts: [{ queries: 75 }],
+    window: 33,
+    count: 5,
+  },
+  'latent keys of 40 columns and none behind them': {
+    heads: 6,
+    groups: 3,
+    width: 40,
+    counts: [{ queries: 133 }, { queries: 66 }],
+    window: 60,
+    sharing: 2,
+    count: 4,
+  },
+  'keys of 72 + 16 columns and values of 56 apart': {
+    heads: 16,
+    groups: 1,
+    width: 72,
+    rope: 16,
+    value: 56,
+    counts: [{ queries: 131 }],
+    window: 40,
+    length: 32,
+    stride: 16,
+    blockSize: 64,
+    count: 3,
+  },
+  'eight columns': {
+    heads: 2,
+    groups: 2,
+    width: 8,
+    value: 8,
+    counts: [{ queries: 70 }, { queries: 3 }],
+  },
   'wide keys and values': {
     heads: 4,
     groups: 1,
@@ -144,6 +197,16 @@ const forms: Readonly<Record<string, Form>> = {
     sharing: 4,
     count: 20,
     tail: 2,
+  },
+  'decoding: latent keys of 56 + 32 columns': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [1, 17, 1030].map((keys) => ({ queries: 1, keys })),
+    window: 300,
+    sharing: 4,
+    count: 20,
   },
   'decoding: three queries a sequence, a list each': {
     heads: 16,
@@ -169,6 +232,99 @@ const forms: Readonly<Record<string, Form>> = {
     stride: 2,
     blockSize: 2,
     count: 150,
+  },
+};
+
+/** Lists in every proportion of their rows to the keys of a block. */
+const selections: Readonly<Record<string, Form>> = {
+  'ASA: 64 rows a list, blocks of 16 latent keys': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 199 }, { queries: 1 }, { queries: 18 }],
+    sharing: 4,
+    count: 9,
+    holes: true,
+    tail: 1,
+  },
+  'four queries a list, keys and values apart': {
+    heads: 16,
+    groups: 1,
+    width: 64,
+    value: 96,
+    counts: [{ queries: 131 }, { queries: 34 }],
+    sharing: 4,
+    blockSize: 32,
+    count: 3,
+  },
+  'NSA: 16 rows a list, blocks of 64 keys': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 150 }, { queries: 1 }, { queries: 66 }],
+    blockSize: 64,
+    count: 3,
+    holes: true,
+    tail: 1,
+  },
+  'two queries a list, blocks of 64 latent keys': {
+    heads: 16,
+    groups: 1,
+    width: 64,
+    rope: 32,
+    counts: [{ queries: 301 }, { queries: 129 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+  },
+  'two tiles a list, two lists a key head': {
+    heads: 40,
+    groups: 2,
+    lists: 4,
+    width: 32,
+    rope: 32,
+    value: 32,
+    counts: [{ queries: 77 }],
+    sharing: 8,
+    count: 4,
+  },
+};
+
+/** Few rows a list, blocks of 64 keys. */
+const unions: Readonly<Record<string, Form>> = {
+  'a list a query, some before': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 37, keys: 555 }, { queries: 1 }, { queries: 166 }],
+    blockSize: 64,
+    count: 4,
+    holes: true,
+    tail: 1,
+  },
+  'two queries a list, latent keys': {
+    heads: 16,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 75, keys: 301 }, { queries: 9 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+  },
+  'twelve rows a list, two lists a key head': {
+    heads: 12,
+    groups: 1,
+    lists: 2,
+    width: 48,
+    value: 80,
+    counts: [{ queries: 131 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 2,
   },
 };
 
@@ -205,7 +361,9 @@ const operators: readonly OperatorName[] = [
 /** The types differ in conversions only, which one form shows. */
 const formsOf = {
   bf16: Object.keys(forms),
-  f16: Object.keys(forms).filter((name) => name.startsWith('NSA')),
+  f16: Object.keys(forms).filter((name) =>
+    /^NSA|^(latent )?keys of/.test(name),
+  ),
 } as const;
 const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
   operators.flatMap((operator) =>
@@ -240,24 +398,63 @@ describe.skipIf(reason)(
       '%s in %s: %s',
       { timeout: 300_000 },
       async ([operator, dtype, name]) => {
-        const form = forms[name] as Form;
-        const { inputs, attributes } = await callOf(
-          operator,
-          form,
-          dtype,
-          reference,
-        );
-        const call = { operator, attributes, inputs: {} };
-        const judged = await judgeCall(
-          { backend, reference },
-          call,
-          inputs,
-          dtype,
-        );
-        expect(judged).toMatchObject({ percent: expect.any(Number) });
-        expect(judged).not.toHaveProperty('detail');
+        await expectAgreement(backend, operator, forms[name] as Form, dtype);
       },
     );
+
+    test.for([
+      ...Object.keys(selections).map((name) => ['bf16', name, 0.5] as const),
+      ...(['bf16', 'f16'] as const).flatMap((dtype) =>
+        Object.keys(selections)
+          .filter((name) => /^(NSA|ASA)/.test(name))
+          .map((name) => [dtype, name, 80] as const),
+      ),
+    ])(
+      // On a small card some leaders at a time.
+      'gradients of selected attention in %s: %s, on a card of %d GB',
+      { timeout: 300_000 },
+      async ([dtype, name, gigabytes]) => {
+        const totalBytes = gigabytes * 1e9;
+        const small = await openEmulated({ totalBytes });
+        const form = selections[name] as Form;
+        await expectAgreement(small, 'selectedAttentionBackward', form, dtype);
+        await small.destroy();
+      },
+    );
+
+    test.for([
+      ...Object.keys(unions).map((name) => ['bf16', name] as const),
+      ['f16', 'a list a query, some before'] as const,
+    ])('unions of lists in %s: %s', async ([dtype, name]) => {
+      // So few that these walks fill the card.
+      const small = await openEmulated({ multiprocessors: 1 });
+      const form = unions[name] as Form;
+      await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
+
+    async function expectAgreement(
+      backend: Backend,
+      operator: OperatorName,
+      form: Form,
+      dtype: FloatType,
+    ) {
+      const { inputs, attributes } = await callOf(
+        operator,
+        form,
+        dtype,
+        reference,
+      );
+      const call = { operator, attributes, inputs: {} };
+      const judged = await judgeCall(
+        { backend, reference },
+        call,
+        inputs,
+        dtype,
+      );
+      expect(judged).toMatchObject({ percent: expect.any(Number) });
+      expect(judged).not.toHaveProperty('detail');
+    }
 
     test.for(
       (['bf16', 'f32'] as const).flatMap((dtype) =>
@@ -350,7 +547,10 @@ async function callOf(
   }
   const { count = 4 } = form;
   if (base === 'selectedAttention') {
-    const lists = listsOf(sequences, { ...form, count, blockSize, sharing });
+    const lists = listsOf(sequences, {
+      ...{ ...form, groups: form.lists ?? groups },
+      ...{ count, blockSize, sharing },
+    });
     const attributes = { sequences, scale, blockSize, sharing };
     return withGradient(
       operator,
@@ -407,6 +607,7 @@ function listsOf(
     count,
     blockSize,
     sharing,
+    holes,
   }: Form & Required<Pick<Form, 'count' | 'blockSize' | 'sharing'>>,
 ): Values {
   const random = Random.fromSeed(11);
@@ -422,7 +623,9 @@ function listsOf(
         while (chosen.size < Math.min(count, own + 1)) {
           chosen.add(Math.floor(random.uniform() * own));
         }
-        const list = [...chosen].sort((a, b) => a - b);
+        const list = [...chosen]
+          .sort((a, b) => a - b)
+          .map((b, i) => (holes && b !== own && (b + i) % 4 === 1 ? -1 : b));
         data.fill(
           -1,
           ((leaderStart + leader) * groups + g) * count,

@@ -266,7 +266,7 @@ export class Driver {
     return out.take();
   }
 
-  /** More than 48 KiB must be asked for. */
+  /** More than 48 KiB with a kernel's own tables must be asked for. */
   allowShared(kernel: CudaFunction, bytes: number): void {
     const { cuda } = this;
     const status = cuda.cuFuncSetAttribute(

@@ -5,12 +5,12 @@ import { cacheKey, type KernelCache } from './kernel-cache';
 import { headers, type KernelFile, sources } from './kernels/sources';
 import type { Launch } from './launch';
 
-/** Above this a kernel has to ask for its shared memory. */
-const FREE_SHARED_BYTES = 48 * 1024;
-
 interface Loaded {
   readonly kernel: CudaFunction;
-  /** Shared memory that it may have. */
+  /**
+   * Shared memory that it has asked for. What it has without asking is less
+   * than 48 KiB by its own tables, of which only the compiler knows.
+   */
   sharedBytes: number;
 }
 
@@ -34,7 +34,7 @@ export class Functions {
     let loaded = this.loaded.get(key);
     if (!loaded) {
       const kernel = this.driver.functionOf(this.module(launch), entry);
-      loaded = { kernel, sharedBytes: FREE_SHARED_BYTES };
+      loaded = { kernel, sharedBytes: 0 };
       this.loaded.set(key, loaded);
     }
     if (sharedBytes > loaded.sharedBytes) {

@@ -21,6 +21,10 @@ const libc = bind('libc.so.6', {
 
 type Work = () => void;
 
+/** Memory of a device that only counts starts here. */
+const FIRST_ADDRESS = 2 ** 40;
+const INVALID_VALUE = 1;
+
 export class FakeCuda {
   /** Live memory, on the device and pinned. */
   readonly memory = new Map<number, NativeMemory>();
@@ -32,10 +36,23 @@ export class FakeCuda {
   /** What the next event query answers, instead of success. */
   eventStatus = 0;
 
+  /** What a launch was that a card refuses. */
+  refused: string | undefined;
+
   private nextHandle = 100;
+  private nextAddress = FIRST_ADDRESS;
+  private emptyBytes = 0;
+  private readonly sizes = new Map<number, number>();
+  private readonly allowedShared = new Map<number, number>();
   private readonly names = new Map<number, string>();
   private readonly graphs = new Map<number, readonly Work[]>();
   private captured: { stream: number; work: Work[] } | undefined;
+
+  /**
+   * @param isEmpty device memory is counted, and holds nothing: for work of any
+   *   size, of which only the launches matter.
+   */
+  constructor(private readonly isEmpty = false) {}
 
   readonly library: DriverLibrary = new Proxy(
     this.functions() as DriverLibrary,
@@ -56,16 +73,23 @@ export class FakeCuda {
       nvrtcGetCUBIN: () => 0,
       nvrtcDestroyProgram: () => 0,
     };
+    const products: Partial<ProductLibrary> = {
+      // It finds one.
+      cublasLtMatmulAlgoGetHeuristic: (...values) => set(values[9], 1),
+    };
     return new CudaBackend({
       driver: new Driver(this.library),
       compiler: new Compiler(compiler as CompilerLibrary),
-      products: new Proxy({} as ProductLibrary, { get: () => () => 0 }),
+      products: new Proxy(products as ProductLibrary, {
+        get: (target, name) =>
+          target[name as keyof ProductLibrary] ?? (() => 0),
+      }),
       cache: new KernelCache(undefined),
       device: 0,
       facts: {
         name: 'Host',
         capability: 90,
-        multiprocessors: 1,
+        multiprocessors: this.isEmpty ? 132 : 1,
         l2Bytes: 0,
         sharedBytes: 232_448,
         totalBytes: this.capacity,
@@ -77,7 +101,7 @@ export class FakeCuda {
   }
 
   private get bytes(): number {
-    let bytes = 0;
+    let bytes = this.emptyBytes;
     for (const { bytes: memory } of this.memory.values()) {
       bytes += memory.length;
     }
@@ -91,9 +115,12 @@ export class FakeCuda {
       return 0;
     };
     const copy = (to: number, from: number, bytes: number, stream: number) =>
-      this.enqueue(stream, () => libc.memmove(to, from, bytes));
+      this.enqueue(stream, () => {
+        if (!this.isEmpty) libc.memmove(to, from, bytes);
+      });
     return {
-      cuMemAlloc_v2: (out, bytes) => this.allocate(out, bytes),
+      cuMemAlloc_v2: (out, bytes) =>
+        this.isEmpty ? this.count(out, bytes) : this.allocate(out, bytes),
       cuMemHostAlloc: (out, bytes) => this.allocate(out, bytes),
       cuMemFree_v2: (pointer) => this.free(pointer),
       cuMemFreeHost: (pointer) => this.free(pointer),
@@ -101,7 +128,9 @@ export class FakeCuda {
       cuMemcpyDtoHAsync_v2: copy,
       cuMemcpyDtoDAsync_v2: copy,
       cuMemsetD8Async: (to, byte, bytes, stream) =>
-        this.enqueue(stream, () => libc.memset(to, byte, bytes)),
+        this.enqueue(stream, () => {
+          if (!this.isEmpty) libc.memset(to, byte, bytes);
+        }),
       cuMemsetD32Async: (to, word, count, stream) =>
         this.enqueue(stream, () => {
           const memory = this.memory.get(to)?.bytes;
@@ -124,10 +153,21 @@ export class FakeCuda {
         this.names.set(handle, name ?? '');
         return set(out, handle);
       },
-      cuLaunchKernel: (...values) =>
-        this.enqueue(values[8], () => {
-          this.ran.push(this.names.get(values[0]) ?? '');
-        }),
+      cuFuncSetAttribute: (kernel, _attribute, bytes) => {
+        this.allowedShared.set(kernel, bytes);
+        return 0;
+      },
+      cuLaunchKernel: (...values) => {
+        const name = this.names.get(values[0]) ?? '';
+        const allowed = this.allowedShared.get(values[0]) ?? 0;
+        if (!isLaunch(values.slice(1, 8), allowed)) {
+          this.refused = `${name} ${values.slice(1, 8).join(' ')}`;
+          return INVALID_VALUE;
+        }
+        return this.enqueue(values[8], () => {
+          this.ran.push(name);
+        });
+      },
       cuStreamBeginCapture_v2: (stream) => {
         this.captured = { stream, work: [] };
         return 0;
@@ -165,7 +205,22 @@ export class FakeCuda {
     return set(out, memory.address);
   }
 
+  private count(out: ArrayBufferView | null, bytes: number): number {
+    if (this.bytes + bytes > this.capacity) return 2;
+    const address = this.nextAddress;
+    this.nextAddress += 256 * Math.ceil(bytes / 256);
+    this.sizes.set(address, bytes);
+    this.emptyBytes += bytes;
+    return set(out, address);
+  }
+
   private free(pointer: number): number {
+    const bytes = this.sizes.get(pointer);
+    if (bytes !== undefined) {
+      this.sizes.delete(pointer);
+      this.emptyBytes -= bytes;
+      return 0;
+    }
     const memory = this.memory.get(pointer);
     if (!memory) return 1;
     memory.free();
@@ -182,4 +237,15 @@ export class FakeCuda {
 function set(out: ArrayBufferView | null, value: number): number {
   (out as BigUint64Array)[0] = BigInt(value);
   return 0;
+}
+
+/** Whether a card takes a launch: its grid, its threads, its shared memory. */
+function isLaunch(
+  [x = 0, y = 0, z = 0, tx = 0, ty = 0, tz = 0, shared = 0]: readonly number[],
+  allowedShared: number,
+): boolean {
+  const isGrid = x < 2 ** 31 && y <= 65_535 && z <= 65_535;
+  const isBlock = tx * ty * tz <= 1024 && tz <= 64;
+  const isNone = x * y * z * tx * ty * tz === 0;
+  return isGrid && isBlock && !isNone && shared <= allowedShared;
 }

@@ -48,6 +48,8 @@ const wider = { WARPS: 4, N: 64, C: 256 };
 const flash = { T: 'bf16', WARPS: 4, STAGES: 2, WIDTH: 128, VALUE: 128 };
 const grouped = { ...flash, ROPE: 0, LATENT: 0 };
 const latent = { ...flash, ROPE: 64, LATENT: 1 };
+/** Latent keys of widths that fill no whole tiles. */
+const narrow = { ...latent, WIDTH: 56, ROPE: 32, VALUE: 56 };
 const dense = { VIEW: 'ATTENTION', BLOCK: 1 };
 const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
@@ -76,17 +78,31 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],
   fill: [{}],
+  'flash-backward-blocks': [
+    {
+      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 64 },
+      ...{ BLOCKS: 2, ITEM: 128 },
+    },
+  ],
   'flash-backward-keys': [
     { ...grouped, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...latent, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
+    { ...narrow, ...dense, UNIT: 4, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
+    { ...narrow, ...asa, UNIT: 4, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
+  ],
+  'flash-backward-lists': [
+    { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
+    { ...grouped, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
   ],
   'flash-backward-queries': [
     { ...grouped, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
     { ...grouped, ...nsa, ROWS: 16, N: 64, BLOCKS: 3 },
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 2 },
+    { ...narrow, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
   ],
   'flash-forward': [
     { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
@@ -95,6 +111,8 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...dense, LATENT: 0, ROWS: 128, N: 32, BLOCKS: 2 },
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 3 },
     { ...latent, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
+    { ...narrow, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
     { ...grouped, ...dense, ROWS: 16, N: 64, BLOCKS: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 16, N: 64, BLOCKS: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 3, SPLIT: 1 },
@@ -103,6 +121,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     {
       ...{ ...grouped, ...dense, WIDTH: 256, VALUE: 256 },
       ...{ ROWS: 64, N: 64, BLOCKS: 1 },
+    },
+  ],
+  'flash-forward-union': [
+    {
+      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, WARPS: 8, STAGES: 6 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 1 },
     },
   ],
   'flash-importance': [
@@ -114,6 +138,11 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     {
       ...{ ...latent, VIEW: 'COMPRESSED', BLOCK: 1, VALUE: 16 },
       ...{ ROWS: 128, N: 64, BLOCKS: 2, HEAD_TILES: 2 },
+      ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
+    },
+    {
+      ...{ ...narrow, VIEW: 'COMPRESSED', BLOCK: 1, VALUE: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 3, HEAD_TILES: 1 },
       ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
     },
   ],

@@ -109,3 +109,27 @@ extern "C" __global__ void invertLists(const int *indices,
     atomicOr(chosenBy + word + leader / 32, 1u << leader % 32);
   }
 }
+
+/**
+ * The same of leaders `firstLeader ..`, with their places: at which place of
+ * its list a leader has the block, counted from 1, 0 where it has not;
+ * `[B, lists, blocks, leaders]`. A thread a place of a list.
+ */
+extern "C" __global__ void listPlaces(const int *indices,
+                                      const Sequence *sequences,
+                                      unsigned short *places, int lists,
+                                      int count, int sharing, int blocks,
+                                      int firstLeader, int leaders) {
+  Sequence s = sequences[blockIdx.z];
+  i64 i = globalIndex();
+  int place = i % count;
+  int list = i / count % lists;
+  i64 leader = i / count / lists;
+  int known = (s.queryCount + sharing - 1) / sharing;
+  if (leader >= leaders || firstLeader + leader >= known) return;
+  i64 row = s.leaderStart + firstLeader + leader;
+  int block = indices[(row * lists + list) * count + place];
+  if (block < 0 || block >= blocks) return;
+  i64 own = ((i64)blockIdx.z * lists + list) * blocks + block;
+  places[own * leaders + leader] = place + 1;
+}

@@ -462,7 +462,7 @@ export function coversQueries(sequences: Sequences, o: Tensor): boolean {
 }
 
 /** Of each row its LSE (0 where it is -inf) and dO . o, f32 `[Nq H, 2]`. */
-function rowStatistics(
+export function rowStatistics(
   context: KernelContext,
   { o, lse, dO }: AttentionResults,
 ): Tensor {
@@ -478,7 +478,7 @@ function rowStatistics(
 }
 
 /** `y[n, c] = sum over g of x[n, g, c]` */
-function sumHeads(
+export function sumHeads(
   context: KernelContext,
   x: Tensor,
   heads: number,

@@ -13,7 +13,7 @@
 #define SHARED_ROWS (SHARING * UNIT)
 
 /** Elements of a tile of queries, of dO, and of (lse, dO . o) behind them. */
-constexpr int ROW_STAGE = N * (KEY + VALUE) + N * (int)(sizeof(float2) / sizeof(T));
+constexpr int ROW_STAGE = N * (KEY + VALUES) + N * (int)(sizeof(float2) / sizeof(T));
 
 /** Sums of wide keys leave few registers for addresses. */
 constexpr int UNROLLED = KEY > 128 && SPAN > 16 ? 2 : 4;
@@ -57,13 +57,13 @@ __device__ inline void copyRowStage(T *stage, const Call &u, const Sequence &s,
     return isRow ? firstRow + query * u.heads + rho % UNIT : -1;
   };
   T *tileQ = stage + first * KEY;
-  T *tileO = stage + N * KEY + first * VALUE;
-  float2 *known = (float2 *)(stage + N * (KEY + VALUE)) + first;
+  T *tileO = stage + N * KEY + first * VALUES;
+  float2 *known = (float2 *)(stage + N * (KEY + VALUES)) + first;
   copyRows<KEY, LOADED, 0, WIDTH, LOADERS>(tileQ, thread, u.q, WIDTH, rowOf);
 #if ROPE > 0
   copyRows<KEY, LOADED, WIDTH, ROPE, LOADERS>(tileQ, thread, u.qRope, ROPE, rowOf);
 #endif
-  copyRows<VALUE, LOADED, 0, VALUE, LOADERS>(tileO, thread, dO, VALUE, rowOf);
+  copyRows<VALUES, LOADED, 0, VALUE, LOADERS>(tileO, thread, dO, VALUE, rowOf);
   if (thread < LOADED) {
     int row = rowOf(thread);
     cpAsync8(known + thread, statistics + row, row >= 0);
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   __shared__ unsigned short chosen[VIEW == SELECTED ? ASKED : 1];
   T *tileK = (T *)memory;
   T *tileV = LATENT ? tileK : tileK + ROWS * KEY;
-  T *stages = tileK + ROWS * (KEY + (LATENT ? 0 : VALUE));
+  T *stages = tileK + ROWS * (KEY + (LATENT ? 0 : VALUES));
 
   // In shared memory, as the walk: the sums leave few registers.
   __shared__ Sequence s;
@@ -117,8 +117,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   if (threadIdx.x == 0) s = u.sequences[blockIdx.z];
   __syncthreads();
   int keyHead = blockIdx.y;
-  int split = blockIdx.x % splits;
-  int tile = blockIdx.x / splits;
+  // Blocks at work at a time share their rows, which the L2 cache holds.
+  int tiles = gridDim.x / splits;
+  int split = blockIdx.x / tiles;
+  int tile = blockIdx.x % tiles;
   int firstKey = tile * ROWS;
   int endKey = min(firstKey + ROWS, keyCount(u, s));
   int block = 0;
@@ -138,9 +140,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                                             keyOf);
 #endif
 #if !LATENT
-  copyRows<VALUE, ROWS, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
-                                           from.valueStride, keyOf);
+  copyRows<VALUES, ROWS, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
+                                            from.valueStride, keyOf);
+  clearColumns<VALUES, ROWS, VALUE>(tileV);
 #endif
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileK);
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    T *stage = stages + n * ROW_STAGE;
+    clearColumns<KEY, N, WIDTH + ROPE>(stage);
+    clearColumns<VALUES, N, VALUE>(stage + N * KEY);
+  }
   cpAsyncCommit();
   cpAsyncWait<0>();
   __syncthreads();
@@ -148,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warp = threadIdx.x / 32;
   int warpKey = warp % ROW_WARPS * 16 * ROW_TILES;
   int warpRow = warp / ROW_WARPS * SPAN;
-  constexpr int VALUE_PITCH = LATENT ? KEY : VALUE;
+  constexpr int VALUE_PITCH = LATENT ? KEY : VALUES;
   Lane<KEY> keyLane = firstOperand<KEY>(tileK + warpKey * KEY);
   Lane<VALUE_PITCH> valueLane =
       firstOperand<VALUE_PITCH>(tileV + warpKey * VALUE_PITCH);
@@ -157,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int mostKey = leastKey + 16 * ROW_TILES - 1;
   float scale = u.scale * LOG2_E;
   float sumsK[ROW_TILES][KEY / 8][4];
-  float sumsV[ROW_TILES][VALUE / 8][4];
+  float sumsV[ROW_TILES][VALUES / 8][4];
   clear(sumsK);
   clear(sumsV);
 
@@ -206,9 +216,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                      head0, base + (STAGES - 1) * N);
         cpAsyncCommit();
         const T *tileQ = stages + stage * ROW_STAGE + warpRow * KEY;
-        const T *tileO = stages + stage * ROW_STAGE + N * KEY + warpRow * VALUE;
+        const T *tileO = stages + stage * ROW_STAGE + N * KEY + warpRow * VALUES;
         const float2 *known =
-            (const float2 *)(stages + stage * ROW_STAGE + N * (KEY + VALUE)) +
+            (const float2 *)(stages + stage * ROW_STAGE + N * (KEY + VALUES)) +
             warpRow;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
         int firstRow = base + warpRow;
@@ -252,13 +262,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             }
           }
         }
-        multiplyColumns<VALUE, SPAN>(sumsV, p, secondTransposed<VALUE>(tileO));
+        multiplyColumns<VALUES, SPAN>(sumsV, p, secondTransposed<VALUES>(tileO));
         float dS[ROW_TILES][SPAN / 8][4];
         clear(dS);
         auto value = [&](unsigned (&a)[4], int m, int k) {
           valueLane.template load<false>(a, 16 * m, k);
         };
-        multiplyRows<SPAN, VALUE, UNROLLED>(dS, value, secondOperand<VALUE>(tileO));
+        multiplyRows<SPAN, VALUES, UNROLLED>(dS, value, secondOperand<VALUES>(tileO));
 #pragma unroll
         for (int n = 0; n < SPAN / 8; n++) {
 #pragma unroll
@@ -288,10 +298,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   auto placeOf = [&](int row) {
     return ((i64)keyStart(s) + firstKey + row) * u.keyHeads + keyHead;
   };
-  emitRows<VALUE>(sumsV, memory, [&](int row, int c, float x, float y) {
+  emitRows<VALUES, VALUE>(sumsV, memory, [&](int row, int c, float x, float y) {
     if (firstKey + row < endKey) write(dV, partsV, VALUE, placeOf(row), c, x, y);
   });
-  emitRows<KEY>(sumsK, memory, [&](int row, int c, float x, float y) {
+  emitRows<KEY, WIDTH + ROPE>(sumsK, memory, [&](int row, int c, float x, float y) {
     if (firstKey + row >= endKey) return;
     i64 at = placeOf(row);
     x *= u.scale;

@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   T *stages = (T *)memory;
   T *tileQ = stages + STAGES * STAGE;
   T *tileO = tileQ + ROWS * KEY;
-  int *list = (int *)(tileO + ROWS * VALUE);
+  int *list = (int *)(tileO + ROWS * VALUES);
 
   Sequence s = u.sequences[blockIdx.z];
   int head0 = blockIdx.y * u.unitHeads;
@@ -27,7 +27,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if ROPE > 0
   copyQueries<KEY, WIDTH, ROPE>(tileQ, u.qRope, rows);
 #endif
-  copyQueries<VALUE, 0, VALUE>(tileO, dO, rows);
+  copyQueries<VALUES, 0, VALUE>(tileO, dO, rows);
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileQ);
+  clearColumns<VALUES, ROWS, VALUE>(tileO);
+  clearStages(stages);
   if (threadIdx.x < ROWS) {
     int index = rows.index[threadIdx.x];
     float2 row = index < 0 ? make_float2(0, 0) : statistics[index];
@@ -44,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warpKey = warp / ROW_WARPS * SPAN;
   sights[warp].set(rows, warpRow);
   Lane<KEY> queryLane = firstOperand<KEY>(tileQ + warpRow * KEY);
-  Lane<VALUE> gradientLane = firstOperand<VALUE>(tileO + warpRow * VALUE);
+  Lane<VALUES> gradientLane = firstOperand<VALUES>(tileO + warpRow * VALUES);
   // All threads have loaded the rows.
   cpAsyncWait<0>();
   __syncthreads();
@@ -60,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     cpAsyncCommit();
     const T *tileK = stages + stage * STAGE + warpKey * KEY;
     const T *tileV =
-        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUE;
+        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUES;
     stage = stage == STAGES - 1 ? 0 : stage + 1;
     bool none, whole;
     sights[warp].look<SPAN>(walk, base + warpKey, none, whole);
@@ -94,8 +97,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     auto gradient = [&](unsigned (&a)[4], int m, int k) {
       gradientLane.load<false>(a, 16 * m, k);
     };
-    multiplyRows<SPAN, VALUE, 4>(
-        dP, gradient, secondOperand<LATENT ? KEY : VALUE>(tileV));
+    multiplyRows<SPAN, VALUES, 4>(
+        dP, gradient, secondOperand<LATENT ? KEY : VALUES>(tileV));
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
@@ -114,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
   cpAsyncWait<0>();
 
-  emitRows<KEY>(sums, memory, [&](int row, int c, float x, float y) {
+  emitRows<KEY, WIDTH + ROPE>(sums, memory, [&](int row, int c, float x, float y) {
     i64 index = rows.index[row];
     if (index < 0) return;
     unsigned two = pair(x * u.scale, y * u.scale, T());

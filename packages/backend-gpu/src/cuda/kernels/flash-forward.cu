@@ -1,59 +1,10 @@
 // o = softmax(scores) v for 16-bit types. Scores are kept in units of a
 // factor 2: 2^(scale log2(e) q . k).
-#include "flash.cuh"
-
-/**
- * A row's reference lags behind its maximum by a factor 2^LAG at most: its
- * weights stay far from the end of f16, and its sums are seldom corrected.
- */
-#define LAG 8
+#include "flash-softmax.cuh"
 
 /** Queries stay in registers where one row of tiles leaves the room. */
-constexpr bool KEEPS_QUERIES = ROW_TILES == 1 && KEY <= 128 && VALUE <= 128;
+constexpr bool KEEPS_QUERIES = ROW_TILES == 1 && KEY <= 128 && VALUES <= 128;
 constexpr int PAIRS = KEEPS_QUERIES ? KEY / 16 : 4;
-
-/**
- * factor = what a row's sums are multiplied by: 1 / its total, where warps
- * shared out its keys relative to the largest of their references. Also its LSE.
- */
-__device__ inline void closeRows(float (&factor)[ROW_TILES][2],
-                                 const float (&most)[ROW_TILES][2],
-                                 const float (&total)[ROW_TILES][2],
-                                 const RowTable<ROWS> &rows,
-                                 const Split &split, float *lse) {
-  __shared__ float2 known[KEY_WARPS][ROWS];
-  int warp = threadIdx.x / 32;
-  int part = warp / ROW_WARPS;
-  int firstRow = warp % ROW_WARPS * 16 * ROW_TILES + laneRow();
-#pragma unroll
-  for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int row = firstRow + 16 * m + 8 * half;
-      float2 mine = make_float2(most[m][half], total[m][half]);
-      if (laneColumn() == 0) known[part][row] = mine;
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int row = firstRow + 16 * m + 8 * half;
-      float top = -INFINITE;
-      for (int w = 0; w < KEY_WARPS; w++) top = fmaxf(top, known[w][row].x);
-      float reference = top == -INFINITE ? 0 : top;
-      float all = 0;
-      for (int w = 0; w < KEY_WARPS; w++) {
-        all += known[w][row].y * exp2Fast(known[w][row].x - reference);
-      }
-      factor[m][half] = all == 0 ? 0 : exp2Fast(most[m][half] - reference) / all;
-      int index = rows.index[row];
-      if (part > 0 || laneColumn() > 0 || index < 0) continue;
-      lse[split.rowOf(index)] = all == 0 ? -INFINITE : top / LOG2_E + logf(all);
-    }
-  }
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     flashForward(Call u, Result *o, float *lse, int splits) {
@@ -81,6 +32,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   copyQueries<KEY, WIDTH, ROPE>(tileQ, u.qRope, rows);
 #endif
   cpAsyncCommit();
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileQ);
+  clearStages(stages);
 #pragma unroll
   for (int n = 0; n < STAGES - 1; n++) {
     copyKeys(stages + n * STAGE, from, walk, walk.first + n * N);
@@ -106,19 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 
   float scale = u.scale * LOG2_E;
-  float most[ROW_TILES][2];
-  float total[ROW_TILES][2];
-  float sums[ROW_TILES][VALUE / 8][4];
-  clear(sums);
-#pragma unroll
-  for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      most[m][half] = -INFINITE;
-      total[m][half] = 0;
-    }
-  }
-
+  Softmax softmax;
   int stage = 0;
   for (int base = walk.first; base < walk.end; base += N) {
     awaitCopies<STAGES - 2>();
@@ -128,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     cpAsyncCommit();
     const T *tileK = stages + stage * STAGE + warpKey * KEY;
     const T *tileV =
-        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUE;
+        LATENT ? tileK : stages + stage * STAGE + N * KEY + warpKey * VALUES;
     stage = stage == STAGES - 1 ? 0 : stage + 1;
     bool none, whole;
     sights[warp].look<SPAN>(walk, base + warpKey, none, whole);
@@ -153,76 +94,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       }
     }
 
-    float fade[ROW_TILES][2];
-    bool fades = false;
-#pragma unroll
-    for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float top = -INFINITE;
-#pragma unroll
-        for (int n = 0; n < SPAN / 8; n++) {
-          top = fmaxf(top, fmaxf(scores[m][n][2 * half],
-                                 scores[m][n][2 * half + 1]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
-        bool rises = top > most[m][half] + LAG;
-        fades = fades || rises;
-        fade[m][half] = rises ? exp2Fast(most[m][half] - top) : 1;
-        if (rises) most[m][half] = top;
-        // Where nothing was seen yet every weight is 2^-inf.
-        float reference = most[m][half] == -INFINITE ? 0 : most[m][half];
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < SPAN / 8; n++) {
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            float &p = scores[m][n][2 * half + e];
-            p = exp2Fast(p * scale - reference);
-            sum += p;
-          }
-        }
-        total[m][half] = total[m][half] * fade[m][half] + sum;
-      }
-    }
-    if (__any_sync(0xffffffff, fades)) {
-#pragma unroll
-      for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-        for (int n = 0; n < VALUE / 8; n++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) sums[m][n][e] *= fade[m][e / 2];
-        }
-      }
-    }
-
-    multiplyColumns<VALUE, SPAN>(
-        sums, scores, secondTransposed<LATENT ? KEY : VALUE>(tileV));
+    softmax.weigh(scores, scale);
+    multiplyColumns<VALUES, SPAN>(
+        softmax.sums, scores, secondTransposed<LATENT ? KEY : VALUES>(tileV));
   }
   cpAsyncWait<0>();
   __syncthreads();
 
-#pragma unroll
-  for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float &all = total[m][half];
-      all += __shfl_xor_sync(0xffffffff, all, 1);
-      all += __shfl_xor_sync(0xffffffff, all, 2);
-    }
-  }
-  float factor[ROW_TILES][2];
-  closeRows(factor, most, total, rows, split, lse);
-#pragma unroll
-  for (int m = 0; m < ROW_TILES; m++) {
-#pragma unroll
-    for (int n = 0; n < VALUE / 8; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) sums[m][n][e] *= factor[m][e / 2];
-    }
-  }
-  emitRows<VALUE>(sums, memory, [&](int row, int c, float x, float y) {
+  softmax.close(rows, split, lse);
+  emitRows<VALUES, VALUE>(softmax.sums, memory, [&](int row, int c, float x, float y) {
     int index = rows.index[row];
     if (index >= 0) storePair(o + split.rowOf(index) * VALUE + c, x, y);
   });

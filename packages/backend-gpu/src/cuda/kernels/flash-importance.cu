@@ -85,6 +85,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if ROPE > 0
   copyQueries<KEY, WIDTH, ROPE>(tileQ, u.qRope, rows);
 #endif
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileQ);
+  clearStages(stages);
 #pragma unroll
   for (int n = 0; n < STAGES - 1; n++) {
     copyKeys(stages + n * STAGE, from, walk, n * N);

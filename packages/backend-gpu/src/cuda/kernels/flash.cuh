@@ -10,8 +10,17 @@
 #pragma once
 #include "attention-tile.cuh"
 
-constexpr int KEY = WIDTH + ROPE;
-constexpr int ROW_WARPS = ROWS / 16 < WARPS ? ROWS / 16 : WARPS;
+/**
+ * Columns of the tiles of keys and values: ldmatrix takes 16 at a time. Those
+ * behind a key's are 0, those behind a latent value's its key's next ones.
+ */
+constexpr int KEY = (WIDTH + ROPE + 15) / 16 * 16;
+constexpr int VALUES = (VALUE + 15) / 16 * 16;
+/** Warps that the rows are for at most. */
+#ifndef ROW_SHARES
+#define ROW_SHARES WARPS
+#endif
+constexpr int ROW_WARPS = ROWS / 16 < ROW_SHARES ? ROWS / 16 : ROW_SHARES;
 constexpr int ROW_TILES = ROWS / 16 / ROW_WARPS;
 constexpr int KEY_WARPS = WARPS / ROW_WARPS;
 /** Keys of a tile that a warp computes with. */
@@ -164,17 +173,34 @@ template <int W, int COUNT, int FIRST, int COLUMNS, int BY, typename RowOf>
 __device__ inline void copyRows(T *tile, int thread, const T *base, int stride,
                                 RowOf rowOf) {
   constexpr int PIECES = COLUMNS / 8;
+  // One thread a row idles where that divides them: of 7 pieces, one in 8.
+  constexpr int TURN =
+      BY % PIECES > 0 && BY % (PIECES + 1) == 0 ? PIECES + 1 : PIECES;
   // Where a thread keeps its column, only rows have to be counted.
-  constexpr bool KEEPS = BY % PIECES == 0;
+  constexpr bool KEEPS = BY % TURN == 0;
 #pragma unroll
-  for (int n = 0; n < (COUNT * PIECES + BY - 1) / BY; n++) {
+  for (int n = 0; n < (COUNT * TURN + BY - 1) / BY; n++) {
     int x = thread + n * BY;
-    int i = KEEPS ? thread / PIECES + n * (BY / PIECES) : x / PIECES;
-    int piece = KEEPS ? thread % PIECES : x % PIECES;
-    if (COUNT * PIECES % BY > 0 && i >= COUNT) break;
+    int i = KEEPS ? thread / TURN + n * (BY / TURN) : x / TURN;
+    int piece = KEEPS ? thread % TURN : x % TURN;
+    if constexpr (TURN > PIECES) {
+      if (piece == PIECES) break;
+    }
+    if (COUNT * TURN % BY > 0 && i >= COUNT) break;
     int row = rowOf(i);
     cpAsync16(tile + Tile<W>::at(i, FIRST / 8 + piece),
               base + (i64)row * stride + piece * 8, row >= 0);
+  }
+}
+
+/** Columns of COUNT rows from FIRST on are 0: no copy writes there. */
+template <int W, int COUNT, int FIRST>
+__device__ inline void clearColumns(T *tile) {
+  if constexpr (FIRST < W) {
+    static_assert(W - FIRST == 8, "one piece a row");
+    for (int i = threadIdx.x; i < COUNT; i += THREADS) {
+      *(int4 *)(tile + Tile<W>::at(i, FIRST / 8)) = make_int4(0, 0, 0, 0);
+    }
   }
 }
 
@@ -242,14 +268,25 @@ __device__ inline void copyKeys(T *stage, const Source &from, const Walk &walk,
                                               rowOf);
 #endif
 #if !LATENT
-  copyRows<VALUE, LOADED, 0, VALUE, LOADERS>(stage + N * KEY + first * VALUE,
-                                             thread, from.v, from.valueStride,
-                                             rowOf);
+  copyRows<VALUES, LOADED, 0, VALUE, LOADERS>(stage + N * KEY + first * VALUES,
+                                              thread, from.v, from.valueStride,
+                                              rowOf);
 #endif
 }
 
 /** Elements of keys and values of one tile. */
-constexpr int STAGE = N * (KEY + (LATENT ? 0 : VALUE));
+constexpr int STAGE = N * (KEY + (LATENT ? 0 : VALUES));
+
+/** What products over whole tiles read behind the columns of keys and values. */
+__device__ inline void clearStages(T *stages) {
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    clearColumns<KEY, N, WIDTH + ROPE>(stages + n * STAGE);
+#if !LATENT
+    clearColumns<VALUES, N, VALUE>(stages + n * STAGE + N * KEY);
+#endif
+  }
+}
 
 /** Until the copies of the thread's loaders are there for all of them. */
 template <int PENDING> __device__ inline void awaitCopies() {
@@ -340,11 +377,11 @@ __device__ inline void hideUnseen(float (&x)[COUNT / 8][4], float low,
 }
 
 /**
- * A block's results from its warps' accumulators: `emit(row, column, x, y)`
- * takes two columns. Where warps shared out the other side their parts are
+ * The first WRITTEN columns of a block's results from its warps' accumulators:
+ * `emit(row, column, x, y)` takes two columns. Where warps shared out the other side their parts are
  * added in the order of the warps; they use the memory of the tiles.
  */
-template <int COLUMNS, typename Emit>
+template <int COLUMNS, int WRITTEN, typename Emit>
 __device__ inline void emitRows(const float (&sums)[ROW_TILES][COLUMNS / 8][4],
                                 void *memory, Emit emit) {
   // Eight floats further, the next row falls to other banks.
@@ -360,7 +397,7 @@ __device__ inline void emitRows(const float (&sums)[ROW_TILES][COLUMNS / 8][4],
       int row = firstRow + 16 * m + 8 * half;
       float *part = parts + (warp / ROW_WARPS * ROWS + row) * PITCH;
 #pragma unroll
-      for (int n = 0; n < COLUMNS / 8; n++) {
+      for (int n = 0; n < WRITTEN / 8; n++) {
         int c = 8 * n + laneColumn();
         float x = sums[m][n][2 * half];
         float y = sums[m][n][2 * half + 1];
@@ -374,9 +411,9 @@ __device__ inline void emitRows(const float (&sums)[ROW_TILES][COLUMNS / 8][4],
   }
   if (KEY_WARPS == 1) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < ROWS * (COLUMNS / 2); i += THREADS) {
-    int row = i / (COLUMNS / 2);
-    int c = i % (COLUMNS / 2) * 2;
+  for (int i = threadIdx.x; i < ROWS * (WRITTEN / 2); i += THREADS) {
+    int row = i / (WRITTEN / 2);
+    int c = i % (WRITTEN / 2) * 2;
     float2 sum = make_float2(0, 0);
     for (int w = 0; w < KEY_WARPS; w++) {
       float2 part = *(const float2 *)(parts + (w * ROWS + row) * PITCH + c);

@@ -21,21 +21,27 @@ export interface FlashTile {
 
 type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
 
-/** ldmatrix takes 16 columns at a time; sums of more do not fit registers. */
-const isFlashWidth = (width: number) => width % 16 === 0 && width <= 256;
-
+/** Rows are copied in pieces of 16 bytes; sums of wider ones need registers. */
 function isFlashShape(shape: AttentionShape): boolean {
   const { width, ropeWidth, valueWidth, dtype } = shape;
-  const widths = [width, ropeWidth, valueWidth, width + ropeWidth];
-  return (dtype === 'f16' || dtype === 'bf16') && widths.every(isFlashWidth);
+  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % 8 === 0);
+  const { keys, values } = columnsOf(shape);
+  const isTyped = dtype === 'f16' || dtype === 'bf16';
+  return isTyped && isWhole && keys <= 256 && values <= 256;
+}
+
+/** Columns of a tile's keys and values: ldmatrix takes 16 at a time. */
+function columnsOf({ width, ropeWidth, valueWidth }: AttentionShape) {
+  const whole = (n: number) => 16 * Math.ceil(n / 16);
+  return { keys: whole(width + ropeWidth), values: whole(valueWidth) };
 }
 
 /** Rows and key tables of a block, which are not asked for. */
-const TABLE_BYTES = 3072;
+export const TABLE_BYTES = 3072;
 
 /**
  * The cut of the forward pass; none where the shape is for the kernels of any
- * width: f32, widths that are no multiples of 16, and very wide ones.
+ * width: f32, widths that are no multiples of 8, and very wide ones.
  * @param rows how many there are to share a tile.
  */
 export function flashForwardTile(
@@ -46,17 +52,16 @@ export function flashForwardTile(
   sharedBytes: number,
 ): FlashTile | undefined {
   if (!isFlashShape(shape)) return undefined;
-  const { width, ropeWidth, valueWidth } = shape;
-  const keyWidth = width + ropeWidth;
+  const columns = columnsOf(shape);
   return firstFitting(
-    forwardCuts(keyWidth, valueWidth, rows),
+    forwardCuts(columns.keys, columns.values, rows),
     sharedBytes,
     (cut) =>
       Math.max(
-        4 * cut.keys * (keyWidth + (isLatent ? 0 : valueWidth)) +
-          2 * cut.rows * keyWidth +
+        4 * cut.keys * (columns.keys + (isLatent ? 0 : columns.values)) +
+          2 * cut.rows * columns.keys +
           4 * listLength,
-        partBytes(cut, valueWidth),
+        partBytes(cut, columns.values),
       ),
   );
 }
@@ -82,9 +87,9 @@ function partBytes({ rows, warps }: Cut, columns: number): number {
 }
 
 /** Sums of a backward pass, of more columns than a forward one, in registers. */
-function isBackwardShape(shape: AttentionShape): boolean {
-  const { width, ropeWidth, valueWidth } = shape;
-  return isFlashShape(shape) && width + ropeWidth <= 192 && valueWidth <= 128;
+export function isBackwardShape(shape: AttentionShape): boolean {
+  const { keys, values } = columnsOf(shape);
+  return isFlashShape(shape) && keys <= 192 && values <= 128;
 }
 
 /** The cut of the pass over queries, as of the forward one. */
@@ -96,16 +101,15 @@ export function flashQueriesTile(
   sharedBytes: number,
 ): FlashTile | undefined {
   if (!isBackwardShape(shape)) return undefined;
-  const keyWidth = shape.width + shape.ropeWidth;
-  const { valueWidth } = shape;
+  const columns = columnsOf(shape);
   const bytesOf = (cut: Cut) =>
     Math.max(
-      4 * cut.keys * (keyWidth + (isLatent ? 0 : valueWidth)) +
-        2 * cut.rows * (keyWidth + valueWidth) +
+      4 * cut.keys * (columns.keys + (isLatent ? 0 : columns.values)) +
+        2 * cut.rows * (columns.keys + columns.values) +
         4 * listLength,
-      partBytes(cut, keyWidth),
+      partBytes(cut, columns.keys),
     );
-  return firstFitting(queriesCuts(keyWidth, rows), sharedBytes, bytesOf);
+  return firstFitting(queriesCuts(columns.keys, rows), sharedBytes, bytesOf);
 }
 
 function queriesCuts(keyWidth: number, rows: number): readonly Cut[] {
@@ -135,16 +139,15 @@ export function flashKeysTile(
   sharedBytes: number,
 ): FlashTile | undefined {
   if (!isBackwardShape(shape)) return undefined;
-  const keyWidth = shape.width + shape.ropeWidth;
-  const { valueWidth } = shape;
+  const columns = columnsOf(shape);
   const rows = keys <= 16 ? 16 : keys <= 32 ? 32 : 64;
   const cut: Cut = { rows, warps: 4, keys: rows > 32 ? 32 : 64, blocks: 2 };
   // With each row its LSE and dO . o.
-  const stage = cut.keys * (keyWidth + valueWidth + 4);
-  const own = cut.rows * (keyWidth + (isLatent ? 0 : valueWidth));
+  const stage = cut.keys * (columns.keys + columns.values + 4);
+  const own = cut.rows * (columns.keys + (isLatent ? 0 : columns.values));
   const needed = Math.max(
     2 * (2 * stage + own),
-    partBytes(cut, Math.max(keyWidth, valueWidth)),
+    partBytes(cut, Math.max(columns.keys, columns.values)),
   );
   // The chosen leaders take more room than the tables.
   if (needed + 4 * TABLE_BYTES > sharedBytes) return undefined;
@@ -197,16 +200,16 @@ export function importanceTile(
     groups % shape.keyHeads === 0 && RANKED_KEYS % (blockSize / stride) === 0;
   // Few leaders, as in decoding, would leave most rows empty.
   if (!isSmall || !isWhole || leaders < 4) return undefined;
-  const keyWidth = shape.width + shape.ropeWidth;
+  const columns = columnsOf(shape).keys;
   const [rows, stages] = [128, 2];
-  const needed = 2 * keyWidth * (rows + stages * RANKED_KEYS);
+  const needed = 2 * columns * (rows + stages * RANKED_KEYS);
   if (needed + 3 * TABLE_BYTES > sharedBytes) return undefined;
   return {
     rows,
     warps: 4,
     keys: RANKED_KEYS,
     stages,
-    blocks: keyWidth > 128 ? 2 : 3,
+    blocks: columns > 128 ? 2 : 3,
     sharedBytes: needed,
     headTiles,
     leaders: rows / 16 / headTiles,

@@ -4,22 +4,23 @@ import {
   type SelectedAttentionOperands,
 } from '@asa/core';
 import { attend } from './attention-forward';
-import {
-  attendBackward,
-  greatestCommonDivisor,
-  shapeOf,
-  total,
-  type View,
-} from './attention-tile';
+import { greatestCommonDivisor, shapeOf, total } from './attention-tile';
 import { extent, type KernelContext, type Kernels } from './context';
+import { attendByUnion, unionTile } from './forward-by-union';
+import type { SelectedView } from './gradient-parts';
+import { selectedBackward } from './selected-backward';
 
 export const selectedAttentionKernels = (
   context: KernelContext,
 ): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
-  selectedAttention: (inputs, outputs, attributes) =>
-    attend(context, inputs, outputs, viewOf(inputs, attributes)),
+  selectedAttention(inputs, outputs, attributes) {
+    const view = viewOf(inputs, attributes);
+    const union = unionTile(inputs, view, context.facts);
+    if (union) attendByUnion(context, inputs, outputs, view, union);
+    else attend(context, inputs, outputs, view);
+  },
   selectedAttentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+    selectedBackward(context, inputs, outputs, viewOf(inputs, attributes)),
 });
 
 /**
@@ -29,7 +30,7 @@ export const selectedAttentionKernels = (
 function viewOf(
   operands: SelectedAttentionOperands,
   { sequences, scale, blockSize, sharing }: SelectedAttentionAttributes,
-): View {
+): SelectedView {
   const { indices } = operands;
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = greatestCommonDivisor(

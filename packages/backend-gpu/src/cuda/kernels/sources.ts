@@ -15,10 +15,15 @@ import compress from './compress.cu';
 import crossEntropy from './cross-entropy.cu';
 import fill from './fill.cu';
 import flash from './flash.cuh';
+import flashBackwardBlocks from './flash-backward-blocks.cu';
 import flashBackwardKeys from './flash-backward-keys.cu';
+import flashBackwardLists from './flash-backward-lists.cu';
 import flashBackwardQueries from './flash-backward-queries.cu';
 import flashForward from './flash-forward.cu';
+import flashForwardUnion from './flash-forward-union.cu';
+import flashGradients from './flash-gradients.cuh';
 import flashImportance from './flash-importance.cu';
+import flashSoftmax from './flash-softmax.cuh';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
@@ -41,6 +46,8 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'flash.cuh': flash,
+  'flash-softmax.cuh': flashSoftmax,
+  'flash-gradients.cuh': flashGradients,
   'ranks.cuh': ranks,
 };
 
@@ -57,9 +64,12 @@ export const sources = {
   compress,
   'cross-entropy': crossEntropy,
   fill,
+  'flash-backward-blocks': flashBackwardBlocks,
   'flash-backward-keys': flashBackwardKeys,
+  'flash-backward-lists': flashBackwardLists,
   'flash-backward-queries': flashBackwardQueries,
   'flash-forward': flashForward,
+  'flash-forward-union': flashForwardUnion,
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,

@@ -1,0 +1,181 @@
+/**
+ * Gradients of selected attention by a walk over those that chose a block; see
+ * the kernel.
+ */
+import type {
+  AttentionGradients,
+  AttentionOperands,
+  AttentionResults,
+} from '@asa/core';
+import type { DeviceFacts } from '../driver';
+import { i32 } from '../launch';
+import { call, listLength, shapeOf } from './attention-tile';
+import { elementwise, extent, type KernelContext } from './context';
+import { type FlashTile, isBackwardShape, isLatent } from './flash';
+import {
+  inverseOf,
+  type KeySums,
+  type Leaders,
+  launcher,
+  listPlaces,
+  partBytes,
+  type SelectedView,
+  type WalkInputs,
+  walkLeaders,
+} from './gradient-parts';
+
+/** Most lists of an item. */
+const ITEM = 128;
+/** Of a block's shared memory the device has some for itself. */
+const RESERVED_BYTES = 1024;
+
+/**
+ * The cut of a walk over those that chose a block: blocks of 64 keys, lists of
+ * 16, 32 or 64 rows, and sums that fit registers.
+ */
+export function blocksTile(
+  inputs: AttentionOperands,
+  { keys, unitHeads, sharing, indices }: SelectedView,
+  { sharedBytes }: DeviceFacts,
+): FlashTile | undefined {
+  const shape = shapeOf(inputs);
+  const { keyHeads, heads, valueWidth } = shape;
+  const keyWidth = shape.width + shape.ropeWidth;
+  const listRows = sharing * unitHeads;
+  const isWhole =
+    keyWidth % 32 === 0 && valueWidth % 32 === 0 && keyWidth <= 128;
+  if (!isBackwardShape(shape) || !isWhole) return undefined;
+  // Each key head has its list: one item at a time adds to a block's sums.
+  const isOwn =
+    unitHeads === heads / keyHeads && extent(indices, 1) === keyHeads;
+  if (keys !== 64 || ![16, 32, 64].includes(listRows) || !isOwn) {
+    return undefined;
+  }
+  const [rows, warps, stages] = [64, 4, 2];
+  const needed =
+    2 * keys * (keyWidth + (isLatent(inputs) ? 0 : valueWidth)) +
+    2 * rows * (stages * (keyWidth + valueWidth) + 2 * keys) +
+    12 * rows +
+    2 * ITEM;
+  const fits = (blocks: number) =>
+    blocks * (needed + RESERVED_BYTES) <= sharedBytes + RESERVED_BYTES;
+  if (!fits(1)) return undefined;
+  const blocks = fits(2) ? 2 : 1;
+  return { rows, warps, keys, stages, blocks, sharedBytes: needed };
+}
+
+export function backwardByBlocks(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  outputs: AttentionGradients,
+  view: SelectedView,
+  tile: FlashTile,
+): void {
+  const bytes = 2 * view.sequences.count * partElements(inputs, view);
+  const step = Math.floor(partBytes(context.facts) / bytes);
+  walkLeaders(context, inputs, outputs, view, step, (given, sums, leaders) =>
+    walkBlocks(context, given, outputs, sums, view, tile, leaders),
+  );
+}
+
+/** Of a leader's parts: for each block of its lists a gradient of its rows. */
+function partElements(
+  inputs: AttentionOperands,
+  { sharing, ...view }: SelectedView,
+): number {
+  const { heads, width, ropeWidth } = shapeOf(inputs);
+  return listLength(view) * sharing * heads * (width + ropeWidth);
+}
+
+/** What some leaders' queries add to their keys, and their own gradients. */
+function walkBlocks(
+  context: KernelContext,
+  inputs: WalkInputs,
+  { dQ, dQRope }: AttentionGradients,
+  sums: KeySums,
+  view: SelectedView,
+  tile: FlashTile,
+  leaders: Leaders,
+): void {
+  const { sequences, unitHeads, sharing } = view;
+  const { lists, blocks, rows } = inverseOf(view);
+  const { first, count } = leaders;
+  const { width, ropeWidth, valueWidth } = shapeOf(inputs);
+  const keyWidth = width + ropeWidth;
+  const run = launcher(context, 'flash-backward-blocks', inputs, view, tile, {
+    ITEM,
+  });
+  const given = call(inputs, view);
+  const perWarp = elementwise(32 * rows);
+
+  const places = listPlaces(context, view, leaders);
+  const chosen = sequences.count * lists * count * listLength(view);
+  const mostFurther = Math.floor(chosen / ITEM);
+  const mostItems = Math.min(rows, chosen) + mostFurther;
+  const inverse = context.scratch(4 * rows, 'i32');
+  const items = context.scratch(4 * mostItems, 'i32');
+  const itemCount = context.scratch(1, 'i32');
+  const entries = context.scratch(chosen, 'i32');
+  run({
+    entry: 'countPlaces',
+    ...perWarp,
+    arguments: [places, inverse, i32(rows), i32(count)],
+  });
+  run({
+    entry: 'shareOut',
+    grid: [1],
+    threads: [1024],
+    arguments: [inverse, items, itemCount, i32(rows)],
+  });
+  run({
+    entry: 'listEntries',
+    ...perWarp,
+    arguments: [places, inverse, entries, i32(rows), i32(count)],
+  });
+  places.free();
+
+  const elements = sequences.count * count * partElements(inputs, view);
+  const parts = context.scratch(elements, inputs.q.dtype);
+  const further = context.scratch(
+    mostFurther * tile.keys * (keyWidth + valueWidth),
+    'f32',
+  );
+  const gradients = [sums.k, sums.v, sums.kRope];
+  run({
+    entry: 'flashBackwardBlocks',
+    grid: [mostItems],
+    sharedBytes: tile.sharedBytes,
+    arguments: [
+      ...given,
+      inputs.dO,
+      inputs.statistics,
+      parts,
+      ...gradients,
+      further,
+      items,
+      itemCount,
+      entries,
+      ...[first, count, blocks].map(i32),
+    ],
+  });
+  run({
+    entry: 'sumItems',
+    grid: [rows],
+    arguments: [...given, inverse, further, ...gradients, i32(blocks)],
+  });
+  run({
+    entry: 'sumBlockParts',
+    grid: [count * ((sharing * unitHeads) / 16), lists, sequences.count],
+    threads: [2 * keyWidth],
+    arguments: [
+      ...given,
+      parts,
+      dQ,
+      dQRope,
+      ...[first, count, blocks].map(i32),
+    ],
+  });
+  for (const x of [inverse, items, itemCount, entries, parts, further]) {
+    x.free();
+  }
+}
