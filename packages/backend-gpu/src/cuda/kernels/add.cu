@@ -1,7 +1,13 @@
 // y = a + b
-#include "common.cuh"
+#include "pieces.cuh"
 
 extern "C" __global__ void add(const T *a, const T *b, T *y, i64 count) {
-  i64 i = globalIndex();
-  if (i < count) y[i] = narrow<T>(widen(a[i]) + widen(b[i]));
+  i64 at = PIECE * globalIndex();
+  if (at >= count) return;
+  float sum[PIECE], other[PIECE];
+  loadPiece(sum, a, at, count);
+  loadPiece(other, b, at, count);
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) sum[n] += other[n];
+  storePiece(y, at, count, sum);
 }

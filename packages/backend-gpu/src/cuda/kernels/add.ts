@@ -1,10 +1,5 @@
 import { i64 } from '../launch';
-import {
-  elementwise,
-  type KernelContext,
-  type Kernels,
-  typed,
-} from './context';
+import { type KernelContext, type Kernels, piecewise, typed } from './context';
 
 export const addKernels = (context: KernelContext): Kernels<'add'> => ({
   add({ a, b }, { y }) {
@@ -12,7 +7,7 @@ export const addKernels = (context: KernelContext): Kernels<'add'> => ({
       file: 'add',
       entry: 'add',
       defines: typed(y),
-      ...elementwise(y.size),
+      ...piecewise(y.size),
       arguments: [a, b, y, i64(y.size)],
     });
   },

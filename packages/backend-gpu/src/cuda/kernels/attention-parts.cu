@@ -1,32 +1,23 @@
 // What the passes of attention need beside them.
-#include "common.cuh"
+#include "pieces.cuh"
 
-/** Of each row its LSE (0 where it is -inf) and dO . o; a warp a row. */
+/** Of each row its LSE (0 where it is -inf) and dO . o; LANES lanes a row. */
 extern "C" __global__ void rowStatistics(const T *o, const float *lse,
                                          const T *dO, float2 *statistics,
                                          i64 rows, int width) {
-  i64 row = globalIndex() / 32;
-  if (row >= rows) return;
+  i64 row = globalIndex() / LANES;
+  int columns = row < rows ? width : 0;
+  bool aligned = width % PIECE == 0;
   float delta = 0;
-  // 16 bytes a lane where rows start at multiples of that.
-  constexpr int STEP = 16 / sizeof(T);
-  int lane = threadIdx.x % 32;
-  if (width % STEP == 0) {
-    for (int c = lane * STEP; c < width; c += 32 * STEP) {
-      int4 x = *(const int4 *)(dO + row * width + c);
-      int4 y = *(const int4 *)(o + row * width + c);
+  for (int c = threadIdx.x % LANES * PIECE; c < columns; c += LANES * PIECE) {
+    float x[PIECE], y[PIECE];
+    loadPiece(x, dO + row * width, c, width, aligned);
+    loadPiece(y, o + row * width, c, width, aligned);
 #pragma unroll
-      for (int e = 0; e < STEP; e++) {
-        delta += widen(((const T *)&x)[e]) * widen(((const T *)&y)[e]);
-      }
-    }
-  } else {
-    for (int c = lane; c < width; c += 32) {
-      delta += widen(dO[row * width + c]) * widen(o[row * width + c]);
-    }
+    for (int n = 0; n < PIECE; n++) delta += x[n] * y[n];
   }
-  delta = warpSum(delta);
-  if (lane > 0) return;
+  delta = rowSum(delta);
+  if (row >= rows || threadIdx.x % LANES > 0) return;
   float all = lse[row];
   statistics[row] = make_float2(all == -INFINITE ? 0 : all, delta);
 }

@@ -13,7 +13,13 @@ import type {
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { type Argument, f32, i32, i64, type Launch } from '../launch';
-import { elementwise, extent, type KernelContext, typed } from './context';
+import {
+  elementwise,
+  extent,
+  type KernelContext,
+  lanesOf,
+  typed,
+} from './context';
 import {
   type FlashTile,
   flashKeysTile,
@@ -467,11 +473,12 @@ export function rowStatistics(
   { o, lse, dO }: AttentionResults,
 ): Tensor {
   const statistics = context.scratch(2 * lse.size, 'f32');
+  const lanes = lanesOf(extent(o, 2));
   context.run({
     file: 'attention-parts',
     entry: 'rowStatistics',
-    defines: typed(o),
-    ...elementwise(32 * lse.size),
+    defines: { ...typed(o), LANES: lanes },
+    ...elementwise(lanes * lse.size),
     arguments: [o, lse, dO, statistics, i64(lse.size), i32(extent(o, 2))],
   });
   return statistics;

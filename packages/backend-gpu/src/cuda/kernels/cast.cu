@@ -1,7 +1,10 @@
 // y = x, rounded to nearest even once
-#include "common.cuh"
+#include "pieces.cuh"
 
 extern "C" __global__ void cast(const X *x, Y *y, i64 count) {
-  i64 i = globalIndex();
-  if (i < count) y[i] = narrow<Y>(widen(x[i]));
+  i64 at = PIECE * globalIndex();
+  if (at >= count) return;
+  float value[PIECE];
+  loadPiece(value, x, at, count);
+  storePiece(y, at, count, value);
 }

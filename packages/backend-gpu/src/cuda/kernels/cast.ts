@@ -1,5 +1,5 @@
 import { i64 } from '../launch';
-import { elementwise, type KernelContext, type Kernels } from './context';
+import { type KernelContext, type Kernels, piecewise } from './context';
 
 export const castKernels = (context: KernelContext): Kernels<'cast'> => ({
   cast({ x }, { y }) {
@@ -7,7 +7,7 @@ export const castKernels = (context: KernelContext): Kernels<'cast'> => ({
       file: 'cast',
       entry: 'cast',
       defines: { X: x.dtype, Y: y.dtype },
-      ...elementwise(y.size),
+      ...piecewise(y.size),
       arguments: [x, y, i64(y.size)],
     });
   },

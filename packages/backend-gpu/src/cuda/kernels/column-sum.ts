@@ -2,9 +2,10 @@ import type { Tensor } from '@asa/core';
 import { i32, i64 } from '../launch';
 import { type KernelContext, typed } from './context';
 
-/** Rows that a thread sums, as in the kernel. */
+/** Rows and columns that a block sums, as in the kernel. */
 const ROWS = 256;
-const COLUMNS = 64;
+const COLUMNS = 32;
+const WARPS = 8;
 
 /**
  * `y[c] = sum over n of x[n, c]`, `x [rows, columns]` f32, `y [columns]`: first
@@ -24,7 +25,7 @@ export function columnSum(
       entry: 'columnSum',
       defines: typed(to),
       grid: [parts, Math.ceil(columns / COLUMNS)],
-      threads: [COLUMNS],
+      threads: [COLUMNS * WARPS],
       arguments: [x, to, i64(rows), i32(columns)],
     });
   if (parts === 0) {

@@ -8,6 +8,7 @@ typedef float f32;
 // Elements that are moved, not computed with.
 typedef short bits16;
 typedef int bits32;
+typedef int4 bits128;
 struct f16 {
   unsigned short bits;
 };

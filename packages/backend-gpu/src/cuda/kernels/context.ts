@@ -39,6 +39,19 @@ export function elementwise(count: number): {
   return { grid: [Math.ceil(count / THREADS)], threads: [THREADS] };
 }
 
+/** Elements that a thread moves at once; as in pieces.cuh. */
+export const PIECE = 8;
+
+/** One thread a piece of an array. */
+export const piecewise = (count: number) =>
+  elementwise(Math.ceil(count / PIECE));
+
+/** Lanes side by side that share a row of so many columns. */
+export function lanesOf(width: number): number {
+  const pieces = Math.max(1, Math.ceil(width / PIECE));
+  return Math.min(32, 2 ** Math.ceil(Math.log2(pieces)));
+}
+
 /** A whole number of warps that covers a row, 256 threads at most. */
 export function threadsFor(width: number): number {
   return Math.min(THREADS, Math.max(32, Math.ceil(width / 32) * 32));

@@ -1,37 +1,64 @@
-#include "common.cuh"
+#include "pieces.cuh"
 
-/** loss[n] = lse[n] - logits[n, targets[n]], 0 where the target is -1 */
-extern "C" __global__ void crossEntropy(const T *logits, const int *targets,
-                                        float *loss, float *lse,
-                                        int vocabulary) {
+#define THREADS 256
+
+/**
+ * loss[n] = lse[n] - logits[n, targets[n]], 0 where the target is -1. A block a
+ * row, which it reads once: a thread's sum is in units of e to its own maximum.
+ */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    crossEntropy(const T *logits, const int *targets, float *loss, float *lse,
+                 int vocabulary) {
   i64 n = blockIdx.x;
   logits += n * vocabulary;
+  bool aligned = vocabulary % PIECE == 0;
   float most = -INFINITE;
-  for (int v = threadIdx.x; v < vocabulary; v += blockDim.x) {
-    most = fmaxf(most, widen(logits[v]));
-  }
-  most = blockMax(most);
   float sum = 0;
-  for (int v = threadIdx.x; v < vocabulary; v += blockDim.x) {
-    sum += expf(widen(logits[v]) - most);
+  for (int v = threadIdx.x * PIECE; v < vocabulary; v += THREADS * PIECE) {
+    float x[PIECE];
+    loadPiece(x, logits, v, vocabulary, aligned);
+    float top = most;
+#pragma unroll
+    for (int i = 0; i < PIECE; i++) {
+      if (v + i < vocabulary) top = fmaxf(top, x[i]);
+    }
+    if (top == -INFINITE) continue;
+    sum *= expf(most - top);
+    most = top;
+#pragma unroll
+    for (int i = 0; i < PIECE; i++) {
+      if (v + i < vocabulary) sum += expf(x[i] - top);
+    }
   }
-  float all = most + logf(blockSum(sum));
+  float top = blockMax(most);
+  float all = top + logf(blockSum(most == -INFINITE ? 0 : sum * expf(most - top)));
   if (threadIdx.x > 0) return;
   int target = targets[n];
   lse[n] = all;
   loss[n] = target == -1 ? 0 : all - widen(logits[target]);
 }
 
-/** dLogits[n, v] = dLoss[n] (exp(logits[n, v] - lse[n]) - [v = target]) */
-extern "C" __global__ void crossEntropyBackward(const T *logits,
-                                                const int *targets,
-                                                const float *lse,
-                                                const float *dLoss, T *dLogits,
-                                                i64 count, int vocabulary) {
-  i64 i = globalIndex();
-  if (i >= count) return;
-  i64 n = i / vocabulary;
+/**
+ * dLogits[n, v] = dLoss[n] (exp(logits[n, v] - lse[n]) - [v = target]); `blocks`
+ * blocks a row.
+ */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    crossEntropyBackward(const T *logits, const int *targets, const float *lse,
+                         const float *dLoss, T *dLogits, int vocabulary,
+                         int blocks) {
+  i64 n = blockIdx.x / blocks;
+  int v = (blockIdx.x % blocks * THREADS + threadIdx.x) * PIECE;
+  if (v >= vocabulary) return;
+  bool aligned = vocabulary % PIECE == 0;
   int target = targets[n];
-  float p = expf(widen(logits[i]) - lse[n]) - (i % vocabulary == target);
-  dLogits[i] = narrow<T>(target == -1 ? 0 : dLoss[n] * p);
+  float all = lse[n];
+  float d = target == -1 ? 0 : dLoss[n];
+  float x[PIECE];
+  loadPiece(x, logits + n * vocabulary, v, vocabulary, aligned);
+#pragma unroll
+  for (int i = 0; i < PIECE; i++) {
+    float p = expf(x[i] - all) - (v + i == target);
+    x[i] = target == -1 ? 0 : d * p;
+  }
+  storePiece(dLogits + n * vocabulary, v, vocabulary, x, aligned);
 }

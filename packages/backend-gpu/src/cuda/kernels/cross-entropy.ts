@@ -1,12 +1,14 @@
-import { i32, i64 } from '../launch';
+import { i32 } from '../launch';
 import {
-  elementwise,
   extent,
   type KernelContext,
   type Kernels,
-  threadsFor,
+  PIECE,
   typed,
 } from './context';
+
+/** As in the kernel. */
+const THREADS = 256;
 
 export const crossEntropyKernels = (
   context: KernelContext,
@@ -18,25 +20,28 @@ export const crossEntropyKernels = (
       entry: 'crossEntropy',
       defines: typed(logits),
       grid: [extent(logits, 0)],
-      threads: [threadsFor(vocabulary)],
+      threads: [THREADS],
       arguments: [logits, targets, loss, lse, i32(vocabulary)],
     });
   },
 
   crossEntropyBackward({ logits, targets, lse, dLoss }, { dLogits }) {
+    const vocabulary = extent(logits, 1);
+    const blocks = Math.ceil(vocabulary / (THREADS * PIECE));
     context.run({
       file: 'cross-entropy',
       entry: 'crossEntropyBackward',
       defines: typed(logits),
-      ...elementwise(logits.size),
+      grid: [extent(logits, 0) * blocks],
+      threads: [THREADS],
       arguments: [
         logits,
         targets,
         lse,
         dLoss,
         dLogits,
-        i64(logits.size),
-        i32(extent(logits, 1)),
+        i32(vocabulary),
+        i32(blocks),
       ],
     });
   },

@@ -6,7 +6,8 @@ import {
   extent,
   type KernelContext,
   type Kernels,
-  threadsFor,
+  lanesOf,
+  PIECE,
   typed,
 } from './context';
 
@@ -22,12 +23,14 @@ export const gatedSumKernels = (
   context: KernelContext,
 ): Kernels<'gatedSum' | 'gatedSumBackward'> => ({
   gatedSum(inputs, { y }) {
+    const width = extent(y, 2);
+    const rows = extent(y, 0) * extent(y, 1);
     context.run({
       file: 'gated-sum',
       entry: 'gatedSum',
       defines: typed(y),
-      ...elementwise(y.size),
-      arguments: [...branches(inputs), y, i64(y.size)],
+      ...elementwise(rows * Math.ceil(width / PIECE)),
+      arguments: [...branches(inputs), y, i64(rows)],
     });
   },
 
@@ -35,13 +38,13 @@ export const gatedSumKernels = (
     const { dGates, dBias, dCompressed, dSelected, dWindow } = outputs;
     const { gates, dY } = inputs;
     const rows = extent(dY, 0) * extent(dY, 1);
+    const lanes = lanesOf(extent(dY, 2));
     const terms = dBias && context.scratch(gates.size, 'f32');
     context.run({
       file: 'gated-sum',
       entry: 'gatedSumBackward',
-      defines: typed(dY),
-      grid: [rows],
-      threads: [threadsFor(extent(dY, 2))],
+      defines: { ...typed(dY), LANES: lanes },
+      ...elementwise(rows * lanes),
       arguments: [
         ...branches(inputs),
         dY,
@@ -50,6 +53,7 @@ export const gatedSumKernels = (
         dSelected,
         dWindow,
         terms,
+        i64(rows),
       ],
     });
     if (!terms || !dBias) return;

@@ -7,7 +7,9 @@ import {
   typed,
 } from './context';
 
-const THREADS = 256;
+/** As in the kernel. */
+const THREADS = 128;
+const STRETCH = 1024;
 
 export const gatherRowsKernels = (
   context: KernelContext,
@@ -16,9 +18,8 @@ export const gatherRowsKernels = (
     context.run({
       file: 'rows',
       entry: 'gatherRows',
-      defines: bitsOf(y),
-      ...elementwise(y.size),
-      arguments: [x, rows, y, i64(y.size), i64(rowWidth(y))],
+      ...moved(y),
+      arguments: [x, rows, y, ...piecesOf(y)],
     });
   },
 
@@ -26,29 +27,70 @@ export const gatherRowsKernels = (
     context.run({
       file: 'rows',
       entry: 'scatterRows',
-      defines: bitsOf(x),
-      ...elementwise(x.size),
-      arguments: [x, rows, target, i64(x.size), i64(rowWidth(x))],
+      ...moved(x),
+      arguments: [x, rows, target, ...piecesOf(x)],
     });
   },
 
   gatherRowsBackward({ dy, rows }, { dx }, { extent }) {
     if (dx.size === 0) return;
-    context.run({
+    const words = Math.max(1, Math.ceil(rows.size / (32 * STRETCH)));
+    const marks = context.scratch(extent * words, 'i32');
+    context.clear(marks);
+    const common = {
       file: 'gather-rows-backward',
-      entry: 'gatherRowsBackward',
       defines: typed(dx),
+    } as const;
+    context.run({
+      ...common,
+      entry: 'markRows',
+      ...elementwise(rows.size),
+      arguments: [rows, marks, i32(rows.size), i32(words)],
+    });
+    context.run({
+      ...common,
+      entry: 'gatherRowsBackward',
       grid: [extent],
       threads: [THREADS],
-      arguments: [dy, rows, dx, i32(rows.size), i64(dx.size / extent)],
+      arguments: [
+        dy,
+        rows,
+        marks,
+        dx,
+        i32(rows.size),
+        i64(dx.size / extent),
+        i32(words),
+      ],
     });
+    marks.free();
   },
 });
 
-/** Rows are moved, not computed with: only the size of elements matters. */
-const bitsOf = ({ dtype }: Tensor) => ({
-  T: bytesPerElement[dtype] === 2 ? 'bits16' : 'bits32',
-});
+/**
+ * Rows are moved, not computed with: only the size of elements matters, 16 bytes
+ * where rows are multiples of that.
+ */
+function elementsOf(tensor: Tensor): { bits: number; elements: number } {
+  const bits = 8 * bytesPerElement[tensor.dtype];
+  const each = 128 / bits;
+  const isWhole = rowWidth(tensor) % each === 0;
+  return { bits: isWhole ? 128 : bits, elements: isWhole ? each : 1 };
+}
+
+function moved(tensor: Tensor) {
+  const { bits, elements } = elementsOf(tensor);
+  return {
+    defines: { T: `bits${bits}` },
+    ...elementwise(tensor.size / elements),
+  };
+}
+
+/** How many there are, and of a row. */
+function piecesOf(tensor: Tensor) {
+  const { elements } = elementsOf(tensor);
+  const { size } = tensor;
+  return [i64(size / elements), i64(rowWidth(tensor) / elements)] as const;
+}
 
 function rowWidth({ shape, size }: Tensor): number {
   return size / Math.max(1, shape[0] ?? 1);

@@ -1,4 +1,5 @@
-// Rows of a table: T is the type of as many bits as an element has.
+// Rows of a table: T is the type of as many bits as an element has, or 128 where
+// rows are whole pieces of 16 bytes.
 #include "common.cuh"
 
 /** y[i] = x[rows[i]] */

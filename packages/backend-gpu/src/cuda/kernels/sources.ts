@@ -27,6 +27,7 @@ import flashSoftmax from './flash-softmax.cuh';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import linearAttention from './linear-attention.cu';
+import pieces from './pieces.cuh';
 import ptx from './ptx.cuh';
 import ranks from './ranks.cuh';
 import rmsNorm from './rms-norm.cu';
@@ -43,6 +44,7 @@ import transposeHeads from './transpose-heads.cu';
 export const headers: Readonly<Record<string, string>> = {
   'ptx.cuh': ptx,
   'common.cuh': common,
+  'pieces.cuh': pieces,
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'flash.cuh': flash,

@@ -1,12 +1,14 @@
-#include "common.cuh"
+#include "pieces.cuh"
 
 /** Sums of squares, one a block, so that every order is fixed. */
 extern "C" __global__ void squaredNorm(const T *x, float *partial, i64 count) {
   float sum = 0;
-  i64 step = (i64)gridDim.x * blockDim.x;
-  for (i64 i = globalIndex(); i < count; i += step) {
-    float value = widen(x[i]);
-    sum += value * value;
+  i64 step = (i64)gridDim.x * blockDim.x * PIECE;
+  for (i64 at = PIECE * globalIndex(); at < count; at += step) {
+    float value[PIECE];
+    loadPiece(value, x, at, count);
+#pragma unroll
+    for (int n = 0; n < PIECE; n++) sum += value[n] * value[n];
   }
   sum = blockSum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;

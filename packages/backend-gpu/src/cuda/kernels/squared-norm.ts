@@ -1,5 +1,5 @@
 import { i32, i64 } from '../launch';
-import { type KernelContext, type Kernels, typed } from './context';
+import { type KernelContext, type Kernels, PIECE, typed } from './context';
 
 const THREADS = 256;
 const MOST_PARTS = 1024;
@@ -9,7 +9,7 @@ export const squaredNormKernels = (
 ): Kernels<'squaredNorm'> => ({
   /** Some sums side by side, then their sum. */
   squaredNorm({ x, total }) {
-    const parts = Math.min(MOST_PARTS, Math.ceil(x.size / (4 * THREADS)));
+    const parts = Math.min(MOST_PARTS, Math.ceil(x.size / (PIECE * THREADS)));
     if (parts === 0) return;
     const partial = context.scratch(parts, 'f32');
     const common = {

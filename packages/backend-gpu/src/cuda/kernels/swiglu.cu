@@ -1,23 +1,36 @@
-#include "common.cuh"
+#include "pieces.cuh"
 
 /** y = gate sigmoid(gate) up; without up, gate sigmoid(gate) */
 extern "C" __global__ void swiglu(const T *gate, const T *up, T *y, i64 count) {
-  i64 i = globalIndex();
-  if (i >= count) return;
-  float x = widen(gate[i]);
-  y[i] = narrow<T>(x * sigmoid(x) * (up ? widen(up[i]) : 1));
+  i64 at = PIECE * globalIndex();
+  if (at >= count) return;
+  float x[PIECE], factor[PIECE];
+  loadPiece(x, gate, at, count);
+  if (up) loadPiece(factor, up, at, count);
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) {
+    x[n] *= sigmoid(x[n]) * (up ? factor[n] : 1);
+  }
+  storePiece(y, at, count, x);
 }
 
 /** dGate = dy up s (1 + gate (1 - s)), dUp = dy gate s, s = sigmoid(gate) */
 extern "C" __global__ void swigluBackward(const T *gate, const T *up,
                                           const T *dy, T *dGate, T *dUp,
                                           i64 count) {
-  i64 i = globalIndex();
-  if (i >= count) return;
-  float x = widen(gate[i]);
-  float d = widen(dy[i]);
-  float s = sigmoid(x);
-  float factor = up ? widen(up[i]) : 1;
-  dGate[i] = narrow<T>(d * factor * s * (1 + x * (1 - s)));
-  if (dUp) dUp[i] = narrow<T>(d * x * s);
+  i64 at = PIECE * globalIndex();
+  if (at >= count) return;
+  float x[PIECE], factor[PIECE], d[PIECE];
+  loadPiece(x, gate, at, count);
+  if (up) loadPiece(factor, up, at, count);
+  loadPiece(d, dy, at, count);
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) {
+    float s = sigmoid(x[n]);
+    float slope = d[n] * s;
+    d[n] = slope * (up ? factor[n] : 1) * (1 + x[n] * (1 - s));
+    x[n] *= slope;
+  }
+  storePiece(dGate, at, count, d);
+  if (dUp) storePiece(dUp, at, count, x);
 }

@@ -1,10 +1,5 @@
 import { i64 } from '../launch';
-import {
-  elementwise,
-  type KernelContext,
-  type Kernels,
-  typed,
-} from './context';
+import { type KernelContext, type Kernels, piecewise, typed } from './context';
 
 export const swigluKernels = (
   context: KernelContext,
@@ -14,7 +9,7 @@ export const swigluKernels = (
       file: 'swiglu',
       entry: 'swiglu',
       defines: typed(y),
-      ...elementwise(y.size),
+      ...piecewise(y.size),
       arguments: [gate, up, y, i64(y.size)],
     });
   },
@@ -24,7 +19,7 @@ export const swigluKernels = (
       file: 'swiglu',
       entry: 'swigluBackward',
       defines: typed(dy),
-      ...elementwise(dy.size),
+      ...piecewise(dy.size),
       arguments: [gate, up, dy, dGate, dUp, i64(dy.size)],
     });
   },

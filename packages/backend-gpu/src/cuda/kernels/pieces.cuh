@@ -1,0 +1,106 @@
+// Elements eight at a time: 16 bytes of a 16-bit type, which one instruction
+// moves. Tensors begin on multiples of 256 bytes.
+#pragma once
+#include "common.cuh"
+
+#define PIECE 8
+
+/** Lanes side by side that share a row, and how many pieces of it each has. */
+#ifndef LANES
+#define LANES 32
+#endif
+
+__device__ inline void unpack(float &low, float &high, unsigned two, bf16) {
+  low = __uint_as_float(two << 16);
+  high = __uint_as_float(two & 0xffff0000);
+}
+__device__ inline void unpack(float &low, float &high, unsigned two, f16) {
+  low = floatOfHalf(two & 0xffff);
+  high = floatOfHalf(two >> 16);
+}
+__device__ inline unsigned pack(float low, float high, bf16) {
+  return bfloatsOfFloats(low, high);
+}
+__device__ inline unsigned pack(float low, float high, f16) {
+  return halvesOfFloats(low, high);
+}
+
+/** A whole piece, on a multiple of 16 bytes. */
+template <typename H>
+__device__ inline void loadWhole(float (&x)[PIECE], const H *from) {
+  int4 bits = *(const int4 *)from;
+  unpack(x[0], x[1], bits.x, H());
+  unpack(x[2], x[3], bits.y, H());
+  unpack(x[4], x[5], bits.z, H());
+  unpack(x[6], x[7], bits.w, H());
+}
+template <typename H>
+__device__ inline void storeWhole(H *to, const float (&x)[PIECE]) {
+  int4 bits;
+  bits.x = pack(x[0], x[1], H());
+  bits.y = pack(x[2], x[3], H());
+  bits.z = pack(x[4], x[5], H());
+  bits.w = pack(x[6], x[7], H());
+  *(int4 *)to = bits;
+}
+template <>
+__device__ inline void loadWhole<f32>(float (&x)[PIECE], const f32 *from) {
+#pragma unroll
+  for (int n = 0; n < PIECE; n += 4) {
+    float4 four = *(const float4 *)(from + n);
+    x[n] = four.x;
+    x[n + 1] = four.y;
+    x[n + 2] = four.z;
+    x[n + 3] = four.w;
+  }
+}
+template <>
+__device__ inline void storeWhole<f32>(f32 *to, const float (&x)[PIECE]) {
+#pragma unroll
+  for (int n = 0; n < PIECE; n += 4) {
+    *(float4 *)(to + n) = make_float4(x[n], x[n + 1], x[n + 2], x[n + 3]);
+  }
+}
+
+__device__ inline void clear(float (&x)[PIECE]) {
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) x[n] = 0;
+}
+
+/**
+ * Elements `at ..` of an array or a row of `count`; 0 past its end. Rows are
+ * `aligned` where they are whole pieces.
+ */
+template <typename X>
+__device__ inline void loadPiece(float (&x)[PIECE], const X *from, i64 at,
+                                 i64 count, bool aligned = true) {
+  if (aligned && at + PIECE <= count) {
+    loadWhole<X>(x, from + at);
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) {
+    x[n] = at + n < count ? widen(from[at + n]) : 0;
+  }
+}
+template <typename X>
+__device__ inline void storePiece(X *to, i64 at, i64 count,
+                                  const float (&x)[PIECE], bool aligned = true) {
+  if (aligned && at + PIECE <= count) {
+    storeWhole<X>(to + at, x);
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < PIECE; n++) {
+    if (at + n < count) to[at + n] = narrow<X>(x[n]);
+  }
+}
+
+/** The sum over the lanes of a row, for all of them. */
+__device__ inline float rowSum(float x) {
+#pragma unroll
+  for (int reach = LANES / 2; reach > 0; reach /= 2) {
+    x += __shfl_xor_sync(0xffffffff, x, reach);
+  }
+  return x;
+}

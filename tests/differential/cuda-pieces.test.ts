@@ -1,0 +1,246 @@
+/**
+ * Operators that move memory, at widths of whole 16-byte pieces and others, with
+ * more rows than threads keep at a time.
+ */
+import { openCpu } from '@asa/backend-cpu';
+import { type Backend, type OperatorName, Random } from '@asa/core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { judgeCall } from '../../packages/core/src/verify/differential';
+import {
+  referenceOn,
+  type ValuesByName,
+} from '../../packages/core/src/verify/run-operator';
+import { type Values, valuesOf } from '../../packages/core/src/verify/values';
+import { whyNoEmulator } from '../cuda-emulator/build.mjs';
+import { openEmulated } from '../cuda-emulator/open';
+
+const dtypes = ['f32', 'f16', 'bf16'] as const;
+type Dtype = (typeof dtypes)[number];
+
+interface Call {
+  readonly operator: OperatorName;
+  readonly name: string;
+  readonly attributes?: object;
+  inputs(dtype: Dtype): ValuesByName;
+}
+
+const random = Random.fromSeed(3);
+const data = (dtype: Dtype, ...shape: number[]): Values => {
+  const size = shape.reduce((n, d) => n * d, 1);
+  const values = Float64Array.from({ length: size }, () => random.normal());
+  return valuesOf(shape, values, dtype);
+};
+const whole = (count: number, below: number, least = 0): Values => ({
+  shape: [count],
+  dtype: 'i32',
+  data: Int32Array.from(
+    { length: count },
+    () => least + random.below(below - least),
+  ),
+});
+
+/** More than a block of threads, and an end that no piece has. */
+const flat = [8, 4099, 6144];
+/** `[rows, norms, width]` */
+const normed = [
+  [37, 1, 1024],
+  [19, 4, 56],
+  [70, 3, 8],
+  [9, 1, 1000],
+  [41, 1, 2048],
+  [3, 1, 4104],
+  [21, 2, 20],
+] as const;
+/** `[rows, heads, width]` */
+const gated = [
+  [67, 16, 56],
+  [9, 3, 64],
+  [11, 2, 264],
+  [13, 5, 20],
+] as const;
+/** `[tokens, heads, width]` */
+const turned = [
+  [9, 5, 32],
+  [31, 16, 64],
+  [3, 1, 16],
+  [4, 6, 20],
+] as const;
+const vocabularies = [1, 4099, 4104];
+/** `[table's rows, rows, width]` */
+const gathered = [
+  [70, 2500, 64],
+  [5, 1025, 1096],
+  [40, 77, 20],
+] as const;
+
+const calls: readonly Call[] = [
+  ...flat.flatMap((size): Call[] => [
+    {
+      operator: 'add',
+      name: `${size}`,
+      inputs: (t) => ({ a: data(t, size), b: data(t, size) }),
+    },
+    {
+      operator: 'swiglu',
+      name: `${size}`,
+      inputs: (t) => ({ gate: data(t, size), up: data(t, size) }),
+    },
+    {
+      operator: 'swigluBackward',
+      name: `${size}`,
+      inputs: (t) => ({
+        gate: data(t, size),
+        up: data(t, size),
+        dy: data(t, size),
+      }),
+    },
+    {
+      operator: 'cast',
+      name: `${size}`,
+      attributes: { dtype: 'bf16' },
+      inputs: (t) => ({ x: data(t, size) }),
+    },
+  ]),
+  ...normed.flatMap(([rows, norms, width]): Call[] => {
+    const shape = norms > 1 ? [norms, width] : [width];
+    const name = `${rows} x ${shape.join(' x ')}`;
+    const attributes = { eps: 1e-5 };
+    const inputs = (t: Dtype) => ({
+      x: data(t, rows, ...shape),
+      weight: data(t, ...shape),
+    });
+    return [
+      { operator: 'rmsNorm', name, attributes, inputs },
+      {
+        operator: 'rmsNormBackward',
+        name,
+        attributes,
+        inputs: (t) => ({ ...inputs(t), dy: data(t, rows, ...shape) }),
+      },
+    ];
+  }),
+  ...gated.flatMap(([rows, heads, width]): Call[] =>
+    [2, 3].flatMap((branches): Call[] => {
+      const name = `${branches} branches of ${rows} x ${heads} x ${width}`;
+      const inputs = (t: Dtype) => ({
+        gates: data(t, rows, heads, branches),
+        bias: data(t, heads, branches),
+        compressed: data(t, rows, heads, width),
+        selected: data(t, rows, heads, width),
+        ...(branches === 3 && { window: data(t, rows, heads, width) }),
+      });
+      return [
+        { operator: 'gatedSum', name, inputs },
+        {
+          operator: 'gatedSumBackward',
+          name,
+          inputs: (t) => ({ ...inputs(t), dY: data(t, rows, heads, width) }),
+        },
+      ];
+    }),
+  ),
+  ...turned.flatMap(([tokens, heads, width]): Call[] =>
+    (['half', 'interleaved'] as const).map((style) => ({
+      operator: 'rope',
+      name: `${tokens} x ${heads} x ${width}, ${style}`,
+      attributes: { style, inverse: heads % 2 > 0 },
+      inputs: (t) => ({
+        x: data(t, tokens, heads, width),
+        positions: whole(tokens, 100_000),
+        frequencies: data('f32', width / 2),
+      }),
+    })),
+  ),
+  ...vocabularies.map(
+    (size): Call => ({
+      operator: 'crossEntropy',
+      name: `${size} logits`,
+      inputs: (t) => ({
+        logits: data(t, 7, size),
+        targets: whole(7, size, -1),
+      }),
+    }),
+  ),
+  ...gathered.flatMap(([extent, rows, width]): Call[] => [
+    {
+      operator: 'gatherRows',
+      name: `${rows} of ${extent} x ${width}`,
+      inputs: (t) => ({
+        x: data(t, extent, width),
+        rows: whole(rows, extent),
+      }),
+    },
+    {
+      operator: 'gatherRowsBackward',
+      name: `${rows} of ${extent} x ${width}`,
+      attributes: { extent },
+      inputs: (t) => ({
+        dy: data(t, rows, width),
+        // Some rows have none.
+        rows: whole(rows, extent, 2),
+      }),
+    },
+  ]),
+];
+
+const reason = whyNoEmulator();
+
+describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
+  let backend: Backend;
+  let reference: Backend;
+
+  beforeAll(async () => {
+    backend = await openEmulated();
+    reference = await openCpu({ poison: true });
+  }, 120_000);
+  afterAll(async () => {
+    await backend.destroy();
+    await reference.destroy();
+  });
+
+  async function judge(call: Call, inputs: ValuesByName, dtype: Dtype) {
+    const { operator, attributes = {} } = call;
+    const judged = await judgeCall(
+      { backend, reference },
+      { operator, attributes },
+      inputs,
+      dtype,
+    );
+    expect(judged).toMatchObject({ percent: expect.any(Number) });
+    expect(judged).not.toHaveProperty('detail');
+  }
+
+  describe.each(dtypes)('%s', (dtype) => {
+    test.each(calls.map((call) => [call.operator, call.name, call] as const))(
+      '%s of %s',
+      (_operator, _name, call) => judge(call, call.inputs(dtype), dtype),
+    );
+
+    test.each(vocabularies)(
+      'crossEntropyBackward of %i logits',
+      async (size) => {
+        const inputs = {
+          logits: data(dtype, 7, size),
+          targets: whole(7, size, -1),
+        };
+        const { lse } = await referenceOn(reference)(
+          'crossEntropy',
+          inputs,
+          {},
+        );
+        const statistic = (values: Float64Array) =>
+          valuesOf([7], values, 'f32');
+        const all = {
+          ...inputs,
+          lse: statistic(lse?.data as Float64Array),
+          dLoss: statistic(
+            Float64Array.from({ length: 7 }, () => random.normal()),
+          ),
+        };
+        const operator = 'crossEntropyBackward';
+        const call = { operator, name: '', inputs: () => all } as const;
+        await judge(call, all, dtype);
+      },
+    );
+  });
+});
