@@ -8,7 +8,10 @@ import {
 } from '../../packages/backend-gpu/src/cuda/bindings';
 import { Compiler } from '../../packages/backend-gpu/src/cuda/compiler';
 import { CudaBackend } from '../../packages/backend-gpu/src/cuda/cuda-backend';
-import { Driver } from '../../packages/backend-gpu/src/cuda/driver';
+import {
+  type DeviceFacts,
+  Driver,
+} from '../../packages/backend-gpu/src/cuda/driver';
 import { KernelCache } from '../../packages/backend-gpu/src/cuda/kernel-cache';
 import { buildEmulator } from './build.mjs';
 
@@ -26,12 +29,15 @@ export async function loadEmulator() {
   return { driver, compiler: new Compiler(nvrtc), products, cache };
 }
 
-export async function openEmulated(): Promise<CudaBackend> {
+/** @param facts what the card is to say of itself, where it matters. */
+export async function openEmulated(
+  facts: Partial<DeviceFacts> = {},
+): Promise<CudaBackend> {
   const parts = await loadEmulator();
   return new CudaBackend({
     ...parts,
     device: 0,
-    facts: parts.driver.facts(0),
+    facts: { ...parts.driver.facts(0), ...facts },
     limitBytes: Number.POSITIVE_INFINITY,
     poison: true,
     allowTf32: false,

@@ -24,7 +24,7 @@ type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
 /** ldmatrix takes 16 columns at a time; sums of more do not fit registers. */
 const isFlashWidth = (width: number) => width % 16 === 0 && width <= 256;
 
-function isFlashShape(shape: AttentionShape): boolean {
+export function isFlashShape(shape: AttentionShape): boolean {
   const { width, ropeWidth, valueWidth, dtype } = shape;
   const widths = [width, ropeWidth, valueWidth, width + ropeWidth];
   return (dtype === 'f16' || dtype === 'bf16') && widths.every(isFlashWidth);

@@ -21,6 +21,9 @@ import flashForward from './flash-forward.cu';
 import flashImportance from './flash-importance.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
+import hopper from './hopper.cuh';
+import hopperForward from './hopper-forward.cu';
+import hopperPtx from './hopper-ptx.cuh';
 import linearAttention from './linear-attention.cu';
 import ptx from './ptx.cuh';
 import ranks from './ranks.cuh';
@@ -41,6 +44,8 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'flash.cuh': flash,
+  'hopper.cuh': hopper,
+  'hopper-ptx.cuh': hopperPtx,
   'ranks.cuh': ranks,
 };
 
@@ -63,6 +68,7 @@ export const sources = {
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
+  'hopper-forward': hopperForward,
   'linear-attention': linearAttention,
   'rms-norm': rmsNorm,
   rope,
