@@ -215,7 +215,7 @@ const hopperForms: Readonly<Record<string, Form>> = {
     width: 80,
     value: 80,
     counts: [{ queries: 70, keys: 700 }],
-    window: 300,
+    window: 340,
     length: 3,
     stride: 1,
     tail: 1,
@@ -273,7 +273,9 @@ const dense = [
   'attention',
   'compressedAttention',
 ] as const satisfies readonly OperatorName[];
-const hopperCases = dense.flatMap((operator) =>
+const hopperCases = (
+  [...dense, 'blockImportance', 'selectBlocks'] as const
+).flatMap((operator) =>
   Object.keys(hopperForms).flatMap((name) =>
     (['bf16', 'f16'] as const).map((dtype) => [operator, dtype, name] as const),
   ),

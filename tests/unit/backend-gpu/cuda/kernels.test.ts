@@ -125,6 +125,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-forward': [
     { ...grouped, ...dense, ...hopper },
+    { ...grouped, ...dense, ...hopper, N: 176 },
     { ...grouped, ...hopper, VIEW: 'COMPRESSED', BLOCK: 1 },
     { ...latent, ...dense, ...hopper, STAGES: 3 },
     { ...latent, ...dense, ...hopper, LATENT: 0, UNIT: 1 },
@@ -132,6 +133,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...dense, ...hopper },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
     },
+  ],
+  'hopper-importance': [
+    ...[{ ...grouped, STAGES: 4 }, latent].map((form) => ({
+      ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
+      ...{ VIEW: 'COMPRESSED', BLOCK: 1, BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+    })),
   ],
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },

@@ -18,15 +18,6 @@ struct Barriers {
   Mbarrier values[STAGES], valuesFree[STAGES];
 };
 
-/** Keys, or values, from position `base` on. */
-template <int FIRST, int COLUMNS>
-__device__ inline void copyTile(T *stage, const T *from, int stride, int base,
-                                int end) {
-  int count = end - base;
-  copyChunks<N, FIRST, COLUMNS>(stage, from + (i64)base * stride, stride,
-                                [&](int i) { return i < count ? i : -1; });
-}
-
 __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
                                Barriers &barriers, int count, int tiles,
                                int sequences) {
@@ -53,9 +44,9 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
       if (base < tile.end) {
         T *stage = stagesK + turn.stage * KEYS_SIZE;
         copies.claim(&barriers.keysFree[turn.stage], turn.parity);
-        copyTile<0, WIDTH>(stage, from.k, from.keyStride, base, tile.end);
+        copyTile<N, 0, WIDTH>(stage, from.k, from.keyStride, base, tile.end);
 #if ROPE > 0
-        copyTile<WIDTH, ROPE>(stage, from.kRope, ROPE, base, tile.end);
+        copyTile<N, WIDTH, ROPE>(stage, from.kRope, ROPE, base, tile.end);
 #endif
         copies.commit(&barriers.keys[turn.stage]);
         turn.next();
@@ -63,7 +54,7 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
 #if !LATENT
       if (base > tile.first) {
         copies.claim(&barriers.valuesFree[turnV.stage], turnV.parity);
-        copyTile<0, VALUE>(stagesV + turnV.stage * VALUES_SIZE, from.v,
+        copyTile<N, 0, VALUE>(stagesV + turnV.stage * VALUES_SIZE, from.v,
                            from.valueStride, base - N, tile.end);
         copies.commit(&barriers.values[turnV.stage]);
         turnV.next();
@@ -139,11 +130,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
   __syncthreads();
   if (group == GROUPS) {
-    giveRegisters<40>();
+    giveRegisters<COPYING>();
     copyAll(u, tileQ, stagesK, stagesV, barriers, count, tiles, sequences);
     return;
   }
-  takeRegisters<232>();
+  takeRegisters<COMPUTING>();
 
   int row = 64 * group + threadIdx.x % GROUP / 32 * 16 + laneRow();
   float scale = u.scale * LOG2_E;
@@ -243,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float all = softmax.total[half];
       all += __shfl_xor_sync(0xffffffff, all, 1);
       all += __shfl_xor_sync(0xffffffff, all, 2);
-      int index = rows.index[half];
+      int index = tile.indexOf(u, row + 8 * half);
       if (index < 0) continue;
       float factor = all == 0 ? 0 : 1 / all;
       T *to = o + (i64)index * VALUE + laneColumn();

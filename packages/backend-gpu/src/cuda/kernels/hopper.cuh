@@ -15,6 +15,10 @@
 #define GROUPS (ROWS / 64)
 static_assert(THREADS == GROUP * (GROUPS + 1), "one more copies");
 
+/** Registers of a thread that computes, and of one that copies. */
+#define COMPUTING (GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112)
+#define COPYING (GROUPS == 3 ? 32 : 40)
+
 /** The thread's warpgroup, as what the compiler knows to be a warp's. */
 __device__ inline int warpgroup() {
   return __shfl_sync(0xffffffff, threadIdx.x / GROUP, 0);
@@ -123,6 +127,15 @@ __device__ inline void copyChunks(T *tile, const T *base, int stride,
   }
 }
 
+/** The same of consecutive rows of `from`, from `base` on; zeros from `end` on. */
+template <int COUNT, int FIRST, int COLUMNS>
+__device__ inline void copyTile(T *tile, const T *from, int stride, int base,
+                                int end) {
+  int count = end - base;
+  copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
+                                    [&](int i) { return i < count ? i : -1; });
+}
+
 /** A place in a ring of STAGES tiles, and the parity of its phase. */
 struct Turn {
   int stage;
@@ -203,16 +216,14 @@ struct DenseTile {
   }
 };
 
-/** A lane's two rows: where they are, and the keys that they see. */
+/** The keys that a lane's two rows see. */
 struct LaneRows {
-  int index[2], first[2], count[2];
+  int first[2], count[2];
 
   __device__ void set(const Call &u, const DenseTile &tile, int row) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      int i = row + 8 * half;
-      index[half] = tile.indexOf(u, i);
-      int t = tile.past() + (tile.row0 + i) / UNIT;
+      int t = tile.past() + (tile.row0 + row + 8 * half) / UNIT;
       first[half] = firstSeen(u, t);
       count[half] = max(lastSeen(u, t) + 1 - first[half], 0);
     }

@@ -8,6 +8,7 @@ import type { AttentionShape, View } from './attention-tile';
 import { isFlashShape } from './flash';
 
 export interface HopperCut {
+  /** 64 for each warpgroup that computes. */
   readonly rows: number;
   /** Keys at a time, and tiles of them in shared memory. */
   readonly keys: number;
@@ -15,32 +16,35 @@ export interface HopperCut {
   readonly sharedBytes: number;
 }
 
-/** Two warpgroups of 64 rows each; a third one copies. */
 const ROWS = 128;
-const WARPS = 12;
+/** Four warps for 64 rows, and four that copy. */
+const warpsOf = (rows: number) => rows / 16 + 4;
 /** Barriers, and what tiles lose to start on multiples of 1024 bytes. */
 const SPARE_BYTES = 1024 + 256;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
 
-function isHopperShape(
+function isHopperKey(
   shape: AttentionShape,
-  { kind, rows }: View,
   { capability }: DeviceFacts,
 ): boolean {
-  const { width, ropeWidth, valueWidth } = shape;
-  const keyWidth = width + ropeWidth;
-  return (
-    capability === 90 &&
-    kind !== 'SELECTED' &&
-    // One warpgroup would have nothing to do.
-    rows > ROWS / 2 &&
-    isFlashShape(shape) &&
-    keyWidth >= 64 &&
-    keyWidth <= 192 &&
-    valueWidth >= 64 &&
-    valueWidth <= 128
-  );
+  const keyWidth = shape.width + shape.ropeWidth;
+  const isWidth = keyWidth >= 64 && keyWidth <= 192;
+  return capability === 90 && isFlashShape(shape) && isWidth;
+}
+
+const isHopperValue = (width: number) => width >= 64 && width <= 128;
+
+/** Above this a walk of unlike lengths decides, not how it ends. */
+const LONG_WALK = 2048;
+
+/** Keys at a time, the best first. */
+function keysOf({ kind, window = 0, unitHeads }: View): readonly number[] {
+  const span = window + Math.ceil(ROWS / unitHeads) - 1;
+  if (kind !== 'ATTENTION' || span > LONG_WALK) return [128, 96];
+  // What a window's walk takes of the tensor cores; a tile has its own costs.
+  const cost = (keys: number) => Math.ceil(span / keys) * (keys + 16);
+  return [176, 160, 144, 128, 112, 96].sort((a, b) => cost(a) - cost(b));
 }
 
 /** The cut of the forward pass; none where it is for other kernels. */
@@ -50,22 +54,50 @@ export function hopperForwardCut(
   view: View,
   facts: DeviceFacts,
 ): HopperCut | undefined {
-  if (!isHopperShape(shape, view, facts)) return undefined;
-  const keyWidth = wholeChunks(shape.width + shape.ropeWidth);
-  const valueWidth = isLatent ? 0 : wholeChunks(shape.valueWidth);
+  const { width, ropeWidth, valueWidth } = shape;
+  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  // One warpgroup would have nothing to do.
+  if (!fits || view.kind === 'SELECTED' || view.rows <= ROWS / 2) {
+    return undefined;
+  }
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + (isLatent ? 0 : wholeChunks(valueWidth));
   // A latent tile is in use as keys and, a tile later, as values.
   const stages = isLatent ? 3 : 2;
-  const keys = 128;
-  const needed =
-    2 * (ROWS * keyWidth + stages * keys * (keyWidth + valueWidth)) +
-    SPARE_BYTES;
-  if (needed > facts.sharedBytes) return undefined;
-  return { rows: ROWS, keys, stages, sharedBytes: needed };
+  const bytesOf = (keys: number) =>
+    2 * (ROWS * keyColumns + stages * keys * columns) + SPARE_BYTES;
+  const keys = keysOf(view).find((n) => bytesOf(n) <= facts.sharedBytes);
+  if (keys === undefined) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(keys) };
+}
+
+/**
+ * The cut of ranking, 16 heads of a leader for a warp; none where it is for
+ * other kernels.
+ * @param tile the cut of those, which tells what else it is for.
+ */
+export function hopperImportanceCut(
+  shape: AttentionShape,
+  tile: { readonly headTiles: number } | undefined,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (tile?.headTiles !== 1 || !isHopperKey(shape, facts)) return undefined;
+  // Scores alone leave registers for as many warps as there can be.
+  const [rows, keys] = [256, 128];
+  const columns = wholeChunks(shape.width + shape.ropeWidth);
+  const tables = (rows / 16) * (32 + keys) * 4;
+  const bytesOf = (stages: number) =>
+    2 * columns * (rows + stages * keys) + SPARE_BYTES;
+  const stages = [4, 3, 2].find(
+    (n) => bytesOf(n) + tables <= facts.sharedBytes,
+  );
+  if (stages === undefined) return undefined;
+  return { rows, keys, stages, sharedBytes: bytesOf(stages) };
 }
 
 export function hopperLaunch(
   { width, ropeWidth, valueWidth, dtype }: AttentionShape,
-  { kind, unitHeads }: View,
+  { kind, unitHeads }: Pick<View, 'kind' | 'unitHeads'>,
   latent: boolean,
   { rows, keys, stages, sharedBytes }: HopperCut,
 ): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
@@ -73,7 +105,7 @@ export function hopperLaunch(
     defines: {
       T: dtype,
       VIEW: kind,
-      WARPS,
+      WARPS: warpsOf(rows),
       ROWS: rows,
       N: keys,
       STAGES: stages,
@@ -84,7 +116,7 @@ export function hopperLaunch(
       BLOCK: 1,
       UNIT: unitHeads,
     },
-    threads: [32 * WARPS],
+    threads: [32 * warpsOf(rows)],
     sharedBytes,
   };
 }

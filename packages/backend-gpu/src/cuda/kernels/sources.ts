@@ -23,6 +23,7 @@ import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import hopper from './hopper.cuh';
 import hopperForward from './hopper-forward.cu';
+import hopperImportance from './hopper-importance.cu';
 import hopperPtx from './hopper-ptx.cuh';
 import linearAttention from './linear-attention.cu';
 import ptx from './ptx.cuh';
@@ -69,6 +70,7 @@ export const sources = {
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
   'hopper-forward': hopperForward,
+  'hopper-importance': hopperImportance,
   'linear-attention': linearAttention,
   'rms-norm': rmsNorm,
   rope,
