@@ -294,6 +294,9 @@ inline void wgmmaFence() { asaWgmmaFence(); }
 inline void wgmmaCommit() { asaCommitProducts(); }
 template <int PENDING> inline void wgmmaWait() { asaWaitForProducts(PENDING); }
 template <typename V> inline void hold(V &) {}
+template <int COUNT> inline void forget(float (&x)[COUNT][4]) {
+  memset(x, 0xff, sizeof x);
+}
 template <int COUNT> inline void takeRegisters() {
   static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "setmaxnreg");
 }

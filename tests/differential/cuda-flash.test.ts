@@ -274,7 +274,13 @@ const dense = [
   'compressedAttention',
 ] as const satisfies readonly OperatorName[];
 const hopperCases = (
-  [...dense, 'blockImportance', 'selectBlocks'] as const
+  [
+    ...dense,
+    'blockImportance',
+    'selectBlocks',
+    'attentionBackward',
+    'compressedAttentionBackward',
+  ] as const
 ).flatMap((operator) =>
   Object.keys(hopperForms).flatMap((name) =>
     (['bf16', 'f16'] as const).map((dtype) => [operator, dtype, name] as const),

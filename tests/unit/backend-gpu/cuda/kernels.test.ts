@@ -123,6 +123,26 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   ],
   'gated-sum': [{ T: 'bf16' }],
   'gather-rows-backward': [{ T: 'bf16' }],
+  'hopper-backward-keys': [
+    { ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },
+    { ...grouped, ...hopper, STAGES: 3, N: 64, VIEW: 'COMPRESSED', BLOCK: 1 },
+    { ...latent, ...dense, ...hopper, STAGES: 3, N: 32 },
+    { ...latent, ...dense, ...hopper, LATENT: 0, STAGES: 3, N: 32, UNIT: 1 },
+    {
+      ...{ ...grouped, ...dense, ...hopper, STAGES: 3, N: 96 },
+      ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
+    },
+  ],
+  'hopper-backward-queries': [
+    { ...grouped, ...dense, ...hopper, N: 112 },
+    { ...grouped, ...hopper, N: 112, VIEW: 'COMPRESSED', BLOCK: 1 },
+    { ...latent, ...dense, ...hopper, STAGES: 3, N: 80 },
+    { ...latent, ...dense, ...hopper, LATENT: 0, N: 80, UNIT: 1 },
+    {
+      ...{ ...grouped, ...dense, ...hopper, STAGES: 3, N: 112 },
+      ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
+    },
+  ],
   'hopper-forward': [
     { ...grouped, ...dense, ...hopper },
     { ...grouped, ...dense, ...hopper, N: 176 },

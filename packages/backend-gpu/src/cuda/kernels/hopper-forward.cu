@@ -24,7 +24,7 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
   Copies copies = {0};
   Turn turn = {0, 0};
   unsigned parity = 0;
-  for (int number = blockIdx.x; number < count; number += gridDim.x) {
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
     Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   unsigned parity = 0;
   // Whose products are started first alternates.
   if (group == GROUPS - 1) arriveAt(FIRST_TURN, 2 * GROUP);
-  for (int number = blockIdx.x; number < count; number += gridDim.x) {
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
     LaneRows rows;

@@ -54,7 +54,7 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
   Copies copies = {0};
   Turn turn = {0, 0};
   unsigned parity = 0;
-  for (int number = blockIdx.x; number < count; number += gridDim.x) {
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
     Source from =
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   MatrixPlace placeK = placeOf<N>(stages);
   Turn turn = {0, 0};
   unsigned parity = 0;
-  for (int number = blockIdx.x; number < count; number += gridDim.x) {
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
     int t = (tile.leader + warp) * u.sharing;

@@ -34,6 +34,14 @@ template <int COUNT> __device__ inline void hold(unsigned (&x)[COUNT][4]) {
     for (int e = 0; e < 4; e++) asm volatile("" : "+r"(x[n][e])::"memory");
   }
 }
+/** What they held is of no use: products that start anew need no copy of it. */
+template <int COUNT> __device__ inline void forget(float (&x)[COUNT][4]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) asm volatile("" : "=f"(x[n][e]));
+  }
+}
 
 /** setmaxnreg (9.7.19.5): of all warps of a warpgroup. */
 template <int COUNT> __device__ inline void takeRegisters() {

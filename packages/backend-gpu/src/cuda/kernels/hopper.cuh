@@ -65,6 +65,7 @@ __device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
 template <int DEPTH, int A_ROWS, int B_ROWS, int COLUMNS>
 __device__ inline void multiplyTiles(float (&d)[COLUMNS][4], MatrixPlace a,
                                      MatrixPlace b) {
+  forget(d);
 #pragma unroll
   for (int k = 0; k < DEPTH / 16; k++) {
     multiply<false>(d, a + columnStep<A_ROWS>(k), b + columnStep<B_ROWS>(k),
@@ -184,8 +185,17 @@ struct Copies {
 };
 
 /**
+ * The work of the block of threads in a round, where the grid's numbers fall in
+ * size: every other round from the other end, so that shares are alike.
+ */
+__device__ inline int turnOf(int round) {
+  int from = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  return round * gridDim.x + from;
+}
+
+/**
  * A tile of ROWS rows of a unit and what they walk over. Tiles are numbered
- * with the longest walks first, for the blocks of threads take one by one.
+ * with the longest walks first.
  */
 struct DenseTile {
   Sequence s;

@@ -71,6 +71,57 @@ export function hopperForwardCut(
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(keys) };
 }
 
+/** The cut of the pass over queries, as of the forward one. */
+export function hopperQueriesCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (view.rows <= ROWS / 2) return undefined;
+  const sums = shape.width + shape.ropeWidth;
+  return backwardCut(shape, isLatent, view, facts, 204, sums);
+}
+
+/** The cut of the pass over keys: its `keys` are rows of queries. */
+export function hopperKeysCut(
+  shape: AttentionShape,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (view.keys <= ROWS / 2) return undefined;
+  const sums = shape.width + shape.ropeWidth + shape.valueWidth;
+  return backwardCut(shape, false, view, facts, 208, sums);
+}
+
+/**
+ * As much of the other side at a time as leaves so many registers with the sums
+ * of so many columns: scores and dP, and one of them once more in 16 bits.
+ */
+function backwardCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  { kind }: View,
+  facts: DeviceFacts,
+  registers: number,
+  sums: number,
+): HopperCut | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  if (!fits || kind === 'SELECTED') return undefined;
+  const most = Math.floor((registers - sums / 2) / 1.25 / 16) * 16;
+  const keys = Math.min(128, most);
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + wholeChunks(valueWidth);
+  const streamed = isLatent ? keyColumns : columns;
+  // With each row of queries its LSE and dO . o.
+  const bytesOf = (stages: number) =>
+    2 * (ROWS * columns + stages * keys * (streamed + 4)) + SPARE_BYTES;
+  const stages = [3, 2].find((n) => bytesOf(n) <= facts.sharedBytes);
+  if (stages === undefined) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
+}
+
 /**
  * The cut of ranking, 16 heads of a leader for a warp; none where it is for
  * other kernels.

@@ -22,6 +22,8 @@ import flashImportance from './flash-importance.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import hopper from './hopper.cuh';
+import hopperBackwardKeys from './hopper-backward-keys.cu';
+import hopperBackwardQueries from './hopper-backward-queries.cu';
 import hopperForward from './hopper-forward.cu';
 import hopperImportance from './hopper-importance.cu';
 import hopperPtx from './hopper-ptx.cuh';
@@ -69,6 +71,8 @@ export const sources = {
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
+  'hopper-backward-keys': hopperBackwardKeys,
+  'hopper-backward-queries': hopperBackwardQueries,
   'hopper-forward': hopperForward,
   'hopper-importance': hopperImportance,
   'linear-attention': linearAttention,
