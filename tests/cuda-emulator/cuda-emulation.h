@@ -116,12 +116,15 @@ template <typename V> inline V __ldcs(const V *x) { return *x; }
 template <typename V> inline void __stcg(V *x, V value) { *x = value; }
 template <typename V> inline void __stcs(V *x, V value) { *x = value; }
 
-/** Shared addresses count from dynamic shared memory, either way. */
+/**
+ * Shared addresses count from dynamic shared memory, either way, which lies on
+ * no multiple of more than 16: something static may lie before it.
+ */
 inline unsigned long __cvta_generic_to_shared(const void *address) {
-  return (unsigned)((const char *)address - asaLaunch.shared);
+  return (unsigned)((const char *)address - asaLaunch.shared + ASA_SHARED_START);
 }
 inline void *asaSharedAt(unsigned address) {
-  return asaLaunch.shared + (int)address;
+  return asaLaunch.shared + (int)address - ASA_SHARED_START;
 }
 
 template <typename V, typename F> inline V asaAtomic(V *at, F next) {
@@ -283,6 +286,51 @@ inline void cpAsync8(void *shared, const void *global, bool valid) {
 }
 inline void cpAsyncCommit() { asaCommitCopies(); }
 template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }
+
+// hopper-ptx.cuh: the same, in the same way.
+typedef unsigned long long MatrixPlace;
+typedef unsigned long long Mbarrier;
+inline void wgmmaFence() { asaWgmmaFence(); }
+inline void wgmmaCommit() { asaCommitProducts(); }
+template <int PENDING> inline void wgmmaWait() { asaWaitForProducts(PENDING); }
+template <typename V> inline void hold(V &) {}
+template <int COUNT> inline void forget(float (&x)[COUNT][4]) {
+  memset(x, 0xff, sizeof x);
+}
+template <int COUNT> inline void takeRegisters() {
+  static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256, "setmaxnreg");
+}
+template <int COUNT> inline void giveRegisters() { takeRegisters<COUNT>(); }
+inline void meetAt(int id, int threads) { asaBarrier("bar", id, threads, 0); }
+inline void arriveAt(int id, int threads) {
+  asaBarrier("bar", id, threads, 0, false);
+}
+inline void fenceProducts() { asaFenceProducts(); }
+inline void initBarrier(Mbarrier *at, int count) { asaInitBarrier(at, count); }
+inline void arrive(Mbarrier *at) { asaArrive(at); }
+inline bool hasEnded(Mbarrier *at, unsigned parity) {
+  return asaHasEnded(at, parity);
+}
+inline void await(Mbarrier *at, unsigned parity) { asaAwait(at, parity); }
+template <int COLUMNS> struct Wgmma {
+  typedef float Sums[COLUMNS / 8][4];
+  template <bool TRANSPOSED>
+  static void half(Sums &d, MatrixPlace a, MatrixPlace b, int more) {
+    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, true, more != 0});
+  }
+  template <bool TRANSPOSED>
+  static void half(Sums &d, const unsigned (&a)[4], MatrixPlace b, int more) {
+    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, true, more != 0});
+  }
+  template <bool TRANSPOSED>
+  static void bfloat(Sums &d, MatrixPlace a, MatrixPlace b, int more) {
+    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, false, more != 0});
+  }
+  template <bool TRANSPOSED>
+  static void bfloat(Sums &d, const unsigned (&a)[4], MatrixPlace b, int more) {
+    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, false, more != 0});
+  }
+};
 
 // How a launch's packed arguments reach a kernel.
 template <auto KERNEL> struct AsaEntry;

@@ -42,5 +42,11 @@ void sayWhere(const void *address, char *text, size_t size);
 /** Ends the launch unless `ldmatrix` may read there. */
 void checkMatrixRow(const void *row);
 
+/** A warp's rows of a product, `warp` of four; by lane. */
+void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp);
+
+/** Memory at a shared address that products may read, or the launch ends. */
+const char *readableShared(unsigned address, unsigned bytes);
+
 /** Runs work now, or keeps it where the stream is captured. */
 extern "C" int asaEnqueue(void *stream, const std::function<int()> &work);

@@ -60,6 +60,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   function load(body: string) {
     const { driver, compiler } = emulator;
     const source = `#include "common.cuh"
+#include "hopper-ptx.cuh"
 extern "C" __global__ void kernel(unsigned *x) {
   unsigned i = threadIdx.x;
   ${body}
@@ -82,7 +83,7 @@ extern "C" __global__ void kernel(unsigned *x) {
   });
 
   test('says what does not compile, and where', () => {
-    expect(() => run('y[i] = 1;')).toThrow(/kernel\.cu:4:3: error: ‘y’/);
+    expect(() => run('y[i] = 1;')).toThrow(/kernel\.cu:5:3: error: ‘y’/);
   });
 
   test.each([
@@ -109,7 +110,7 @@ extern "C" __global__ void kernel(unsigned *x) {
     [
       'an index outside an array',
       '__shared__ int known[8]; x[i] = known[i];',
-      /thread \(8, 0, 0\): kernel\.cu:4: index 8 is outside the array/,
+      /thread \(8, 0, 0\): kernel\.cu:5: index 8 is outside the array/,
     ],
     [
       'an address that is not aligned',
@@ -198,5 +199,76 @@ extern "C" __global__ void kernel(unsigned *x) {
     expect([...one.slice(4, 6)]).toEqual([5, none]);
     const both = run(body('cpAsyncWait<0>();'), options);
     expect([...both.slice(4, 6)]).toEqual([5, 0]);
+  });
+
+  /** Of 64 rows of 16 ones, times 16 columns n of n + 1: sums of 16 n + 16. */
+  const product = `
+      extern __shared__ __align__(1024) int4 memory[];
+      unsigned start = __cvta_generic_to_shared(memory);
+      start += -start & 1023;
+      unsigned short *tile = (unsigned short *)((char *)memory +
+        (start - __cvta_generic_to_shared(memory)));
+      for (int at = i; at < 16 * 64; at += 128) {
+        // Row k of 64 columns n, pieces of eight by XOR with k.
+        int k = at / 64, n = at % 64;
+        tile[k * 64 + ((n / 8 ^ k % 8) * 8 + n % 8)] = halfOfFloat(n + 1);
+      }
+      __shared__ Mbarrier barrier;
+      if (i == 0) initBarrier(&barrier, 128);
+      __syncthreads();
+      unsigned one = halvesOfFloats(1, 1);
+      unsigned a[4] = {one, one, one, one};
+      float d[2][4] = {{7, 7, 7, 7}, {7, 7, 7, 7}};
+      MatrixPlace b = start >> 4 | 64ull << 32 | 1ull << 62;`;
+  const onWarpgroup = { threads: 128, shared: 4096 };
+
+  test('multiplies for warpgroups when they wait, and not before', () => {
+    const body = (wait: string) => `${product}
+      wgmmaFence();
+      Wgmma<16>::half<true>(d, a, b, 0);
+      Wgmma<16>::half<true>(d, a, b, 1);
+      wgmmaCommit();
+      ${wait}
+      x[i] = (unsigned)d[1][2];`;
+    const columns = (row: number) =>
+      Array.from({ length: 4 }, (_, t) => 32 * (8 + 2 * t + 1) + row);
+    const done = run(body('wgmmaWait<0>();'), onWarpgroup);
+    expect([...done.slice(100, 104)]).toEqual(columns(0));
+    expect(run(body('wgmmaWait<1>();'), onWarpgroup)[100]).toBe(7);
+  });
+
+  test.each([
+    ['no fence of registers', '', /no wgmma\.fence/],
+    [
+      'no fence of what was copied',
+      'cpAsync16(tile, x, false); cpAsyncCommit(); cpAsyncWait<0>(); wgmmaFence();',
+      /without fence\.proxy\.async/,
+    ],
+    [
+      'a matrix that starts on no multiple of 1024',
+      'wgmmaFence(); b += 16;',
+      /not the address of a matrix/,
+    ],
+    [
+      'a barrier at which too few arrive',
+      'if (i > 0) arrive(&barrier); await(&barrier, 0);',
+      /128 at mbarrier/,
+    ],
+    [
+      'arriving before copies are fenced',
+      'cpAsync16(tile, x, false); cpAsyncCommit(); cpAsyncWait<0>(); arrive(&barrier);',
+      /mbarrier\.arrive: no fence/,
+    ],
+    [
+      'a named barrier that half of its threads miss',
+      'if (i < 64) meetAt(1, 128); wgmmaFence();',
+      /64 at bar/,
+    ],
+  ])('reports %s', (_, body, message) => {
+    const all = `${product} ${body}
+      Wgmma<16>::half<true>(d, a, b, 0);
+      wgmmaCommit();
+      wgmmaWait<0>();`;
+    expect(() => run(all, onWarpgroup)).toThrow(message);
   });
 });

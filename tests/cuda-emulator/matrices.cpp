@@ -94,3 +94,84 @@ static void load(void *const *all, bool isTransposed) {
 
 void asaLoadMatrices(void *const *all) { load(all, false); }
 void asaLoadMatricesTransposed(void *const *all) { load(all, true); }
+
+/** A matrix in shared memory in the layout of 128-byte swizzle. */
+class Matrix {
+public:
+  explicit Matrix(unsigned long long place)
+      : start((place & 0x3fff) << 4), leading((place >> 16 & 0x3fff) << 4),
+        stride((place >> 32 & 0x3fff) << 4),
+        isKnown(place >> 62 == 1 && (place >> 49 & 7) == 0 && (start >> 7 & 7) == 0) {}
+
+  /** Eight neighbours: of row r from column 8 piece on. */
+  const uint16_t *piece(unsigned row, unsigned piece, bool isTransposed) const {
+    unsigned at = start + row / 8 * stride + row % 8 * 128 + piece * 16;
+    // Transposed: 64 columns, then the next 64.
+    if (isTransposed) at += piece / 8 * (leading - 128);
+    at ^= (at >> 7 & 7) << 4;
+    return (const uint16_t *)readableShared(isKnown ? at : 0, 16);
+  }
+
+private:
+  unsigned start, leading, stride;
+  bool isKnown;
+};
+
+template <float (*WIDEN)(unsigned short)>
+static void multiplyRows(const AsaWgmma *const *lanes, unsigned warp) {
+  static float a[16][16], b[16][256], d[16][256];
+  const AsaWgmma &first = *lanes[0];
+  int columns = first.columns;
+  Matrix matrixA(first.placeA), matrixB(first.placeB);
+  if (!first.a) {
+    for (int i = 0; i < 16; i++) {
+      for (int piece = 0; piece < 2; piece++) {
+        const uint16_t *from = matrixA.piece(16 * warp + i, piece, false);
+        for (int e = 0; e < 8; e++) a[i][8 * piece + e] = WIDEN(from[e]);
+      }
+    }
+  }
+  if (first.isTransposed) {
+    for (int k = 0; k < 16; k++) {
+      for (int n = 0; n < columns; n += 8) {
+        const uint16_t *from = matrixB.piece(k, n / 8, true);
+        for (int e = 0; e < 8; e++) b[k][n + e] = WIDEN(from[e]);
+      }
+    }
+  } else {
+    for (int n = 0; n < columns; n++) {
+      for (int piece = 0; piece < 2; piece++) {
+        const uint16_t *from = matrixB.piece(n, piece, false);
+        for (int e = 0; e < 8; e++) b[8 * piece + e][n] = WIDEN(from[e]);
+      }
+    }
+  }
+  for (int lane = 0; lane < 32; lane++) {
+    const AsaWgmma &own = *lanes[lane];
+    int g = lane / 4, t = lane % 4 * 2;
+    for (int e = 0; own.a && e < 8; e++) {
+      unsigned short bits = own.a[e / 2] >> 16 * (e % 2) & 0xffff;
+      a[g + e / 2 % 2 * 8][t + e / 4 * 8 + e % 2] = WIDEN(bits);
+    }
+    for (int n = 0; n < columns / 2; n++) {
+      float &place = d[g + n / 2 % 2 * 8][n / 4 * 8 + t + n % 2];
+      place = own.more ? own.d[n] : 0;
+    }
+  }
+  for (int i = 0; i < 16; i++) {
+    for (int k = 0; k < 16; k++) {
+      for (int n = 0; n < columns; n++) d[i][n] += a[i][k] * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < 32; lane++) {
+    int g = lane / 4, t = lane % 4 * 2;
+    for (int n = 0; n < columns / 2; n++) {
+      lanes[lane]->d[n] = d[g + n / 2 % 2 * 8][n / 4 * 8 + t + n % 2];
+    }
+  }
+}
+
+void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp) {
+  if (lanes[0]->isHalf) multiplyRows<asaFloatOfHalf>(lanes, warp);
+  else multiplyRows<floatOfBfloat>(lanes, warp);
+}

@@ -116,7 +116,8 @@ int compile(Program &program, const std::vector<std::string> &options) {
   for (const auto &[name, text] : program.headers) {
     whole += text;
     // The emulator has those instructions itself.
-    writeFile(folder + "/" + name, name == "ptx.cuh" ? "" : rewrite(text));
+    bool isPtx = name == "ptx.cuh" || name == "hopper-ptx.cuh";
+    writeFile(folder + "/" + name, isPtx ? "" : rewrite(text));
   }
   writeFile(folder + "/kernel.cpp", definitions + "#line 1 \"" + program.name + "\"\n" +
             rewrite(program.source) + entries(whole));

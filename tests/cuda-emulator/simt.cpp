@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <sys/mman.h>
+#include <unordered_map>
 #include <vector>
 
 AsaThread *asaThread;
@@ -40,6 +41,12 @@ struct Thread : AsaThread {
   // Asynchronous copies, and where the committed groups of them end.
   std::vector<Copy> copies;
   std::vector<size_t> groups;
+  /** Whether products may not see what has been copied. */
+  bool isUnfenced;
+  // Products of its warpgroup, likewise; whether its registers are fenced.
+  std::vector<AsaWgmma> products;
+  std::vector<size_t> productGroups;
+  bool isFenced;
 };
 
 /** Lanes as bits: those that can run, wait for others, let others go first. */
@@ -54,9 +61,18 @@ struct Barrier {
   std::vector<Thread *> threads;
 };
 
+/** In shared memory: phases that have ended, and who waits for the next one. */
+struct Mbarrier {
+  unsigned wanted, missing, ended;
+  std::vector<Thread *> threads;
+};
+
 Thread threads[MOST_THREADS];
 Warp warps[MOST_THREADS / 32];
 Barrier barriers[BARRIERS];
+std::unordered_map<void *, Mbarrier> mbarriers;
+/** Threads that have copied what products may not see. */
+unsigned unfenced;
 unsigned count;
 Fiber scheduler;
 /**
@@ -191,7 +207,13 @@ void openBlock() {
     thread.waitsAt = nullptr;
     thread.copies.clear();
     thread.groups.clear();
+    thread.isUnfenced = false;
+    thread.products.clear();
+    thread.productGroups.clear();
+    thread.isFenced = false;
   }
+  mbarriers.clear();
+  unfenced = 0;
   // What a block finds in shared memory is of no use to it.
   memset(asaLaunch.shared, 0xff, launch->sharedBytes);
   const AsaModule &module = *launch->module;
@@ -317,7 +339,8 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
   if (!tryMeeting(thread)) wait(what);
 }
 
-AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
+AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote,
+                    bool waits) {
   Barrier &barrier = barriers[id];
   if (wanted == 0) wanted = count;
   if (barrier.there == 0) {
@@ -333,6 +356,7 @@ AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote) {
   barrier.votes.all &= vote != 0;
   barrier.votes.count += vote != 0;
   if (++barrier.there < wanted) {
+    if (!waits) return barrier.result;
     barrier.threads.push_back(&self());
     wait(what);
     return barrier.result;
@@ -361,6 +385,10 @@ void asaWaitForCopies(int pending) {
   if (open <= (size_t)pending) return;
   size_t done = open - pending;
   size_t end = thread.groups[done - 1];
+  if (end > 0 && !thread.isUnfenced) {
+    thread.isUnfenced = true;
+    unfenced++;
+  }
   for (size_t n = 0; n < end; n++) {
     const Copy &copy = thread.copies[n];
     if (copy.valid) memcpy(copy.shared, copy.global, copy.bytes);
@@ -369,6 +397,118 @@ void asaWaitForCopies(int pending) {
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + end);
   thread.groups.erase(thread.groups.begin(), thread.groups.begin() + done);
   for (size_t &group : thread.groups) group -= end;
+}
+
+namespace {
+
+Mbarrier &mbarrierAt(const char *what, void *at) {
+  checkShared(what, at, 8);
+  auto found = mbarriers.find(at);
+  if (found == mbarriers.end()) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "%s: no barrier was made at %p", what, at);
+  }
+  return found->second;
+}
+
+} // namespace
+
+void asaInitBarrier(void *at, unsigned wanted) {
+  checkShared("mbarrier.init", at, 8);
+  mbarriers[at] = {wanted, wanted, 0, {}};
+}
+
+void asaArrive(void *at) {
+  Mbarrier &barrier = mbarrierAt("mbarrier.arrive", at);
+  if (self().isUnfenced) {
+    fail(CUDA_ERROR_LAUNCH_FAILED,
+         "mbarrier.arrive: no fence.proxy.async since the thread's copies");
+  }
+  if (--barrier.missing > 0) return;
+  barrier.missing = barrier.wanted;
+  barrier.ended++;
+  for (Thread *thread : barrier.threads) wake(*thread);
+  barrier.threads.clear();
+}
+
+bool asaHasEnded(void *at, unsigned parity) {
+  return (mbarrierAt("mbarrier.try_wait", at).ended & 1) != parity;
+}
+
+void asaAwait(void *at, unsigned parity) {
+  if (parity > 1) fail(CUDA_ERROR_LAUNCH_FAILED, "mbarrier: parity %u", parity);
+  while (!asaHasEnded(at, parity)) {
+    mbarrierAt("mbarrier.try_wait", at).threads.push_back(&self());
+    wait("mbarrier.try_wait");
+  }
+}
+
+void asaFenceProducts() {
+  if (self().isUnfenced) unfenced--;
+  self().isUnfenced = false;
+}
+
+void asaWgmmaFence() { self().isFenced = true; }
+
+void asaWgmma(const AsaWgmma &product) {
+  if (!self().isFenced) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: no wgmma.fence since the last wait");
+  }
+  if (unfenced > 0) {
+    fail(CUDA_ERROR_LAUNCH_FAILED,
+         "wgmma: %u threads have copied without fence.proxy.async", unfenced);
+  }
+  self().products.push_back(product);
+}
+
+void asaCommitProducts() {
+  self().productGroups.push_back(self().products.size());
+}
+
+/** The products of a warp's lanes, which must be the same ones. */
+static void holdProducts(void *const *all) {
+  size_t total = (size_t)-1;
+  for (unsigned lane = 0; lane < 32; lane++) {
+    size_t own = *(const size_t *)all[lane];
+    if (lane > 0 && own != total) {
+      fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: lanes of a warp differ");
+    }
+    total = own;
+  }
+  unsigned warp = self().number / 32;
+  for (size_t n = 0; n < total; n++) {
+    const AsaWgmma *lanes[32];
+    for (unsigned lane = 0; lane < 32; lane++) {
+      lanes[lane] = &threads[32 * warp + lane].products[n];
+      bool isSame = lanes[lane]->placeA == lanes[0]->placeA &&
+                    lanes[lane]->placeB == lanes[0]->placeB &&
+                    lanes[lane]->more == lanes[0]->more &&
+                    lanes[lane]->columns == lanes[0]->columns;
+      if (!isSame) fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: lanes of a warp differ");
+    }
+    multiplyWarpgroup(lanes, warp % 4);
+  }
+}
+
+void asaWaitForProducts(int pending) {
+  Thread &thread = self();
+  size_t open = thread.productGroups.size();
+  size_t done = open > (size_t)pending ? open - pending : 0;
+  size_t end = done > 0 ? thread.productGroups[done - 1] : 0;
+  asaMeet("wgmma.wait_group", 0xffffffff, true, &end, holdProducts);
+  thread.products.erase(thread.products.begin(), thread.products.begin() + end);
+  thread.productGroups.erase(thread.productGroups.begin(),
+                             thread.productGroups.begin() + done);
+  for (size_t &group : thread.productGroups) group -= end;
+  thread.isFenced = false;
+}
+
+const char *readableShared(unsigned address, unsigned bytes) {
+  const char *at = asaLaunch.shared + (int)address - ASA_SHARED_START;
+  if (address < ASA_SHARED_START || !isShared(at) || !isShared(at + bytes - 1)) {
+    fail(CUDA_ERROR_INVALID_ADDRESS_SPACE,
+         "wgmma: %u is not the address of a matrix in shared memory", address);
+  }
+  return at;
 }
 
 void checkMatrixRow(const void *row) { checkShared("ldmatrix", row); }

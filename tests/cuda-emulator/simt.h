@@ -3,6 +3,9 @@
 // read by the others; blocks run one behind the other.
 #pragma once
 
+/** The shared address of dynamic shared memory. */
+#define ASA_SHARED_START 1040
+
 struct uint3 {
   unsigned x, y, z;
 };
@@ -55,8 +58,12 @@ extern AsaLaunch asaLaunch;
  */
 void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
              AsaMeeting *meeting);
-/** Waits for so many threads of the block, 0 for all. */
-AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote);
+/**
+ * Waits for so many threads of the block, 0 for all; one that does not wait
+ * counts only.
+ */
+AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote,
+                    bool waits = true);
 /** Lets other threads run. */
 void asaYield();
 
@@ -69,6 +76,19 @@ unsigned short asaBfloatOfFloat(float x);
 void asaCopyAsync(void *shared, const void *global, bool valid, int bytes);
 void asaCommitCopies();
 void asaWaitForCopies(int pending);
+
+/** Barriers in shared memory, by their address. */
+void asaInitBarrier(void *at, unsigned count);
+void asaArrive(void *at);
+bool asaHasEnded(void *at, unsigned parity);
+void asaAwait(void *at, unsigned parity);
+
+/** Products of warpgroups happen at the wait, as copies do. */
+void asaFenceProducts();
+void asaWgmmaFence();
+void asaWgmma(const struct AsaWgmma &product);
+void asaCommitProducts();
+void asaWaitForProducts(int pending);
 }
 
 /** A lane's part of a product of matrices, or of loading them. */
@@ -80,4 +100,13 @@ struct AsaMma {
 struct AsaLoad {
   unsigned *r;
   const void *row;
+};
+
+/** A lane's part of a product of a warpgroup; `a` null: in shared memory. */
+struct AsaWgmma {
+  float *d;
+  const unsigned *a;
+  unsigned long long placeA, placeB;
+  int columns;
+  bool isTransposed, isHalf, more;
 };

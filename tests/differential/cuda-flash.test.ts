@@ -328,6 +328,56 @@ const unions: Readonly<Record<string, Form>> = {
   },
 };
 
+/** What only Hopper's kernels take: more rows than a warpgroup has. */
+const hopperForms: Readonly<Record<string, Form>> = {
+  ...Object.fromEntries(
+    Object.entries(forms).filter(([name]) => /^(NSA|ASA|MLA)/.test(name)),
+  ),
+  'three heads a group: several tiles of rows and keys': {
+    heads: 6,
+    groups: 2,
+    width: 64,
+    value: 64,
+    counts: [{ queries: 301 }, { queries: 5 }, { queries: 90, keys: 427 }],
+    window: 140,
+    length: 4,
+    stride: 2,
+    tail: 3,
+  },
+  'MLA expanded: 64 columns and 32 rotary ones, values of 64': {
+    heads: 4,
+    groups: 4,
+    width: 64,
+    rope: 32,
+    value: 64,
+    counts: [{ queries: 259 }, { queries: 128, keys: 400 }],
+    length: 2,
+    stride: 1,
+  },
+  'widths that are no chunks': {
+    heads: 4,
+    groups: 2,
+    width: 96,
+    rope: 48,
+    value: 112,
+    counts: [{ queries: 257 }, { queries: 0 }, { queries: 65, keys: 300 }],
+    window: 200,
+    length: 3,
+    stride: 1,
+  },
+  'many narrow rows: one tile behind another': {
+    heads: 16,
+    groups: 1,
+    width: 80,
+    value: 80,
+    counts: [{ queries: 70, keys: 700 }],
+    window: 340,
+    length: 3,
+    stride: 1,
+    tail: 1,
+  },
+};
+
 /** A decode step; its longest sequence has room for 1024 keys. */
 const grown: Form = {
   heads: 16,
@@ -377,29 +427,57 @@ const wide = decoding.flatMap((operator) =>
     .map((name) => [operator, 'f32', name] as const),
 );
 
+const dense = [
+  'attention',
+  'compressedAttention',
+] as const satisfies readonly OperatorName[];
+const hopperCases = (
+  [
+    ...dense,
+    'blockImportance',
+    'selectBlocks',
+    'attentionBackward',
+    'compressedAttentionBackward',
+  ] as const
+).flatMap((operator) =>
+  Object.keys(hopperForms).flatMap((name) =>
+    (['bf16', 'f16'] as const).map((dtype) => [operator, dtype, name] as const),
+  ),
+);
+
 const reason = whyNoEmulator();
 
 describe.skipIf(reason)(
   `fast attention on emulated CUDA ${reason ?? ''}`,
   () => {
     let backend: Backend;
+    let hopper: Backend;
     let reference: Backend;
 
     beforeAll(async () => {
-      backend = await openEmulated();
+      backend = await openEmulated({ capability: 80 });
+      // So few that no walk is shared out.
+      hopper = await openEmulated({ capability: 90, multiprocessors: 2 });
       reference = await openCpu({ poison: true });
     }, 120_000);
     afterAll(async () => {
       await backend.destroy();
+      await hopper.destroy();
       await reference.destroy();
     });
 
     test.for([...cases, ...wide])(
       '%s in %s: %s',
       { timeout: 300_000 },
-      async ([operator, dtype, name]) => {
-        await expectAgreement(backend, operator, forms[name] as Form, dtype);
-      },
+      ([operator, dtype, name]) =>
+        expectAgreement(backend, operator, forms[name] as Form, dtype),
+    );
+
+    test.for(hopperCases)(
+      'Hopper, %s in %s: %s',
+      { timeout: 300_000 },
+      ([operator, dtype, name]) =>
+        expectAgreement(hopper, operator, hopperForms[name] as Form, dtype),
     );
 
     test.for([

@@ -23,12 +23,13 @@ const tensor = (shape: readonly number[], dtype: DType) =>
 function launches(
   counts: readonly { queries: number; keys: number }[],
   window?: number,
+  capability = 90,
 ): Launch[] {
   const done: Launch[] = [];
   const context: KernelContext = {
     facts: {
       name: 'H100',
-      capability: 90,
+      capability,
       multiprocessors: 132,
       l2Bytes: 2 ** 25,
       sharedBytes: 232_448,
@@ -94,8 +95,12 @@ describe('attention of few rows', () => {
   });
 
   it('leaves a prompt in one walk a tile', () => {
-    const prompt = launches([{ queries: 2048, keys: 65_536 }]);
+    const counts = [{ queries: 2048, keys: 65_536 }];
+    const prompt = launches(counts, undefined, 80);
     expect(prompt).toHaveLength(1);
     expect(prompt[0]?.defines).toMatchObject({ SPLIT: 0, ROWS: 128 });
+    expect(launches(counts)).toMatchObject([
+      { entry: 'hopperForward', grid: [132], defines: { UNIT: 16 } },
+    ]);
   });
 });

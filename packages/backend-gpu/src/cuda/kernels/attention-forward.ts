@@ -19,6 +19,7 @@ import {
 } from './attention-tile';
 import { extent, fillBits, type KernelContext, typed } from './context';
 import { flashForwardTile, flashLaunch, isLatent } from './flash';
+import { hopperForwardCut, hopperGrid, hopperLaunch } from './hopper';
 
 /** As in attention-parts.cu. */
 const MOST_PARTS = 512;
@@ -49,6 +50,7 @@ export function attend(
   outputs: Pick<AttentionResults, 'o' | 'lse'>,
   view: View,
 ): void {
+  if (attendOnHopper(context, operands, outputs, view)) return;
   const { launch, parts, ...pass } = passOf(context, operands, view);
   const grid = rowGrid(shapeOf(operands), view, pass.rows, parts);
   const [x, y = 1, z = 1] = grid;
@@ -76,6 +78,36 @@ export function attend(
   join(context, results, outputs, splits);
   results.o.free();
   results.lse.free();
+}
+
+/** Dense views of many rows on Hopper; false where that is not what it is. */
+function attendOnHopper(
+  context: KernelContext,
+  operands: AttentionOperands,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  view: View,
+): boolean {
+  const { facts } = context;
+  const shape = shapeOf(operands);
+  const latent = isLatent(operands);
+  const cut = hopperForwardCut(shape, latent, view, facts);
+  if (!cut) return false;
+  const grid = hopperGrid(shape, view, cut.rows);
+  if (splitsOf(view, grid.count, { ...cut, blocks: 1 }, facts) > 1)
+    return false;
+  if (!coversQueries(view.sequences, o)) {
+    // Rows of no sequence: output 0, LSE -inf.
+    context.clear(o);
+    fillBits(context, lse, 0xff800000 | 0);
+  }
+  context.run({
+    file: 'hopper-forward',
+    entry: 'hopperForward',
+    ...hopperLaunch(shape, view, latent, cut),
+    grid: [Math.min(grid.count, facts.multiprocessors)],
+    arguments: [...call(operands, view), o, lse, ...grid.arguments],
+  });
+  return true;
 }
 
 function passOf(

@@ -27,6 +27,13 @@ import {
   flashQueriesTile,
   isLatent,
 } from './flash';
+import {
+  type HopperCut,
+  hopperGrid,
+  hopperKeysCut,
+  hopperLaunch,
+  hopperQueriesCut,
+} from './hopper';
 
 /** Which keys which rows see. */
 export interface View {
@@ -216,6 +223,22 @@ function queryGradients(
     if (dQRope) context.clear(dQRope);
   }
   const latent = isLatent(inputs);
+  const hopper = hopperQueriesCut(shape, latent, view, context.facts);
+  if (hopper) {
+    const grid = hopperGrid(shape, view, hopper.rows);
+    context.run({
+      file: 'hopper-backward-queries',
+      entry: 'hopperBackwardQueries',
+      ...hopperLaunch(shape, view, latent, hopper),
+      grid: [Math.min(grid.count, context.facts.multiprocessors)],
+      arguments: [
+        ...call(inputs, view),
+        ...[inputs.dO, statistics, dQ, dQRope],
+        ...grid.arguments,
+      ],
+    });
+    return;
+  }
   const flash = flashQueriesTile(
     shape,
     latent,
@@ -259,6 +282,11 @@ function keyGradients(
 ): void {
   const shape = shapeOf(inputs);
   const latent = isLatent(inputs);
+  const hopper = hopperKeysCut(shape, view, context.facts);
+  if (hopper) {
+    hopperKeyGradients(context, inputs, gradients, view, statistics, hopper);
+    return;
+  }
   const { sharedBytes } = context.facts;
   const flash = flashKeysTile(shape, latent, view.keys, sharedBytes);
   if (flash) {
@@ -268,10 +296,39 @@ function keyGradients(
   }
 }
 
+function hopperKeyGradients(
+  context: KernelContext,
+  inputs: AttentionOperands & AttentionResults,
+  gradients: AttentionGradients,
+  view: View,
+  statistics: Tensor,
+  hopper: HopperCut,
+): void {
+  const shape = shapeOf(inputs);
+  const { facts } = context;
+  const blocks = view.keyTiles(hopper.rows) * shape.keyHeads;
+  const splits = splitsOf(view, blocks, facts);
+  const { sequences } = view;
+  const count = blocks * sequences.count * splits;
+  sumKeyGradients(context, inputs, gradients, view, splits, (outputs) =>
+    context.run({
+      file: 'hopper-backward-keys',
+      entry: 'hopperBackwardKeys',
+      ...hopperLaunch(shape, view, isLatent(inputs), hopper),
+      grid: [Math.min(count, facts.multiprocessors)],
+      arguments: [
+        ...call(inputs, view),
+        ...[inputs.dO, statistics, ...outputs],
+        ...[count, splits, sequences.count].map(i32),
+      ],
+    }),
+  );
+}
+
 function flashKeyGradients(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
-  { dK, dV, dKRope }: AttentionGradients,
+  gradients: AttentionGradients,
   view: View,
   statistics: Tensor,
   flash: FlashTile,
@@ -280,6 +337,49 @@ function flashKeyGradients(
   const { keyHeads } = shape;
   const tiles = view.keyTiles(flash.rows);
   const splits = splitsOf(view, tiles * keyHeads, context.facts);
+  const inverse = invertLists(context, view);
+  const { defines, threads, sharedBytes } = flashLaunch(
+    shape,
+    view,
+    isLatent(inputs),
+    flash,
+  );
+  sumKeyGradients(context, inputs, gradients, view, splits, (outputs) =>
+    context.run({
+      file: 'flash-backward-keys',
+      entry: 'flashBackwardKeys',
+      defines: { ...defines, UNIT: view.unitHeads, SHARING: view.sharing ?? 1 },
+      grid: [tiles * splits, keyHeads, view.sequences.count],
+      threads,
+      sharedBytes,
+      arguments: [
+        ...call(inputs, view),
+        inputs.dO,
+        statistics,
+        inverse?.chosenBy,
+        i32(inverse?.words ?? 0),
+        i32(inverse?.blocks ?? 0),
+        ...outputs,
+        i32(splits),
+      ],
+    }),
+  );
+  inverse?.chosenBy.free();
+}
+
+/**
+ * The gradients of keys from a kernel whose blocks share out each walk `splits`
+ * times: of their parts in f32, the sums.
+ */
+function sumKeyGradients(
+  context: KernelContext,
+  inputs: AttentionOperands,
+  { dK, dV, dKRope }: AttentionGradients,
+  view: View,
+  splits: number,
+  launch: (outputs: readonly (Tensor | undefined)[]) => void,
+): void {
+  const { keyHeads } = shapeOf(inputs);
   const part = (of: Tensor | undefined, parts: number) =>
     of && context.scratch(of.size * parts, 'f32');
   const partsK = part(splits > 1 ? dK : undefined, splits);
@@ -291,36 +391,7 @@ function flashKeyGradients(
       if (gradient) context.clear(gradient);
     }
   }
-  const inverse = invertLists(context, view);
-  const { defines, threads, sharedBytes } = flashLaunch(
-    shape,
-    view,
-    isLatent(inputs),
-    flash,
-  );
-  context.run({
-    file: 'flash-backward-keys',
-    entry: 'flashBackwardKeys',
-    defines: { ...defines, UNIT: view.unitHeads, SHARING: view.sharing ?? 1 },
-    grid: [tiles * splits, keyHeads, view.sequences.count],
-    threads,
-    sharedBytes,
-    arguments: [
-      ...call(inputs, view),
-      inputs.dO,
-      statistics,
-      inverse?.chosenBy,
-      i32(inverse?.words ?? 0),
-      i32(inverse?.blocks ?? 0),
-      dK,
-      dV,
-      shares,
-      partsK,
-      partsV,
-      i32(splits),
-    ],
-  });
-  inverse?.chosenBy.free();
+  launch([dK, dV, shares, partsK, partsV]);
   const sum = (parts: Tensor | undefined, count: number, of?: Tensor) => {
     if (!parts || !of) return;
     sumHeads(context, parts, count, of);

@@ -13,17 +13,6 @@ constexpr int LEADERS = ROWS / 16 / TILES;
 /** Probabilities of the tile before that a block may need. */
 constexpr int CARRY = 32;
 
-/** Of 2 HALF sums two lanes keep HALF each, with both lanes' terms. */
-template <int HALF> __device__ inline void halve(float (&x)[16]) {
-  bool upper = threadIdx.x & 2 * HALF;
-#pragma unroll
-  for (int i = 0; i < HALF; i++) {
-    float given = upper ? x[i] : x[i + HALF];
-    float kept = upper ? x[i + HALF] : x[i];
-    x[i] = kept + __shfl_xor_sync(0xffffffff, given, 2 * HALF);
-  }
-}
-
 /**
  * The sums over a tile's rows of N columns: of the lanes with the same columns
  * each ends with two of them, lane row g with 8 g + laneColumn() and the next.

@@ -22,7 +22,7 @@ export interface FlashTile {
 type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
 
 /** Rows are copied in pieces of 16 bytes; sums of wider ones need registers. */
-function isFlashShape(shape: AttentionShape): boolean {
+export function isFlashShape(shape: AttentionShape): boolean {
   const { width, ropeWidth, valueWidth, dtype } = shape;
   const isWhole = [width, ropeWidth, valueWidth].every((n) => n % 8 === 0);
   const { keys, values } = columnsOf(shape);

@@ -11,8 +11,20 @@ struct Ranks {
   // Whether those rows are all that there are, or all lists' rows are.
   int isPart;
 
-  __device__ i64 rowOf(const Sequence &s, int leader) const {
-    return isPart ? (i64)blockIdx.z * count + leader - first
+  __device__ i64 rowOf(const Sequence &s, int leader,
+                       int sequence = blockIdx.z) const {
+    return isPart ? (i64)sequence * count + leader - first
                   : s.leaderStart + leader;
   }
 };
+
+/** Of 2 HALF sums two lanes keep HALF each, with both lanes' terms. */
+template <int HALF> __device__ inline void halve(float (&x)[16]) {
+  bool upper = threadIdx.x & 2 * HALF;
+#pragma unroll
+  for (int i = 0; i < HALF; i++) {
+    float given = upper ? x[i] : x[i + HALF];
+    float kept = upper ? x[i + HALF] : x[i];
+    x[i] = kept + __shfl_xor_sync(0xffffffff, given, 2 * HALF);
+  }
+}

@@ -10,6 +10,7 @@ import type { DeviceFacts } from '../driver';
 import { type Argument, f32, i32 } from '../launch';
 import {
   type AttentionShape,
+  type CallView,
   call,
   greatestCommonDivisor,
   shapeOf,
@@ -22,6 +23,7 @@ import {
   type Kernels,
 } from './context';
 import { flashLaunch, importanceTile } from './flash';
+import { type HopperCut, hopperImportanceCut, hopperLaunch } from './hopper';
 
 /** As in the kernel. */
 const THREADS = 128;
@@ -112,38 +114,72 @@ function rank(
     rankAnyWidth(context, inputs, attributes, ranks);
     return;
   }
-  const { sequences, groups, scale, length, stride } = attributes;
-  const { blockSize, sharing } = attributes;
-  const view = {
-    ...({ kind: 'COMPRESSED', sequences, scale, length, stride } as const),
-    ...{ blockSize, sharing, unitHeads: shape.heads / groups },
+  const { sequences, groups } = attributes;
+  const view = rankingView(shape, attributes);
+  const scored = { ...shape, valueWidth: 16 };
+  const inputsOf = () => [
+    ...call({ ...inputs, v: inputs.k }, view),
+    inputs.lse,
+    ranks.importance,
+    ...ranksOf(groups, ranks),
+  ];
+  const defined = {
+    BLOCK: 1,
+    BLOCK_STRIDES: attributes.blockSize / attributes.stride,
+    LENGTH_STRIDES: attributes.length / attributes.stride,
   };
-  const { defines, threads, sharedBytes } = flashLaunch(
-    { ...shape, valueWidth: 16 },
-    view,
-    true,
-    tile,
-  );
+  const hopper = hopperImportanceCut(scored, tile, context.facts);
+  const grid = hopper && leaderGrid(hopper, attributes, ranks, context.facts);
+  if (hopper && grid) {
+    const { defines, ...launch } = hopperLaunch(scored, view, true, hopper);
+    context.run({
+      file: 'hopper-importance',
+      entry: 'hopperImportance',
+      ...launch,
+      defines: { ...defines, ...defined },
+      grid: [context.facts.multiprocessors],
+      arguments: [...inputsOf(), ...grid],
+    });
+    return;
+  }
+  const { defines, ...launch } = flashLaunch(scored, view, true, tile);
   context.run({
     file: 'flash-importance',
     entry: 'flashImportance',
-    defines: {
-      ...defines,
-      BLOCK: 1,
-      HEAD_TILES: tile.headTiles,
-      BLOCK_STRIDES: blockSize / stride,
-      LENGTH_STRIDES: length / stride,
-    },
+    ...launch,
+    defines: { ...defines, ...defined, HEAD_TILES: tile.headTiles },
     grid: [Math.ceil(ranks.count / tile.leaders), groups, sequences.count],
-    threads,
-    sharedBytes,
-    arguments: [
-      ...call({ ...inputs, v: inputs.k }, view),
-      inputs.lse,
-      ranks.importance,
-      ...ranksOf(groups, ranks),
-    ],
+    arguments: inputsOf(),
   });
+}
+
+/** Compressed attention's view, of a group's heads at a time. */
+function rankingView(
+  { heads }: AttentionShape,
+  attributes: RankingAttributes,
+): CallView & { unitHeads: number } {
+  const { sequences, groups, scale, length, stride } = attributes;
+  const { blockSize, sharing } = attributes;
+  return {
+    ...({ kind: 'COMPRESSED', sequences, scale, length, stride } as const),
+    ...{ blockSize, sharing, unitHeads: heads / groups },
+  };
+}
+
+/**
+ * Tiles in all, and of a sequence's group; none where some multiprocessors
+ * would have nothing to do.
+ */
+function leaderGrid(
+  { rows }: HopperCut,
+  { groups, sequences }: RankingAttributes,
+  { count }: Ranks,
+  { multiprocessors }: DeviceFacts,
+): readonly Argument[] | undefined {
+  const tiles = Math.ceil(count / (rows / 16));
+  const total = tiles * groups * sequences.count;
+  if (total < multiprocessors) return undefined;
+  return [total, tiles, sequences.count].map(i32);
 }
 
 function rankAnyWidth(

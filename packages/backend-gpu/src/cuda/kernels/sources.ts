@@ -26,6 +26,12 @@ import flashImportance from './flash-importance.cu';
 import flashSoftmax from './flash-softmax.cuh';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
+import hopper from './hopper.cuh';
+import hopperBackwardKeys from './hopper-backward-keys.cu';
+import hopperBackwardQueries from './hopper-backward-queries.cu';
+import hopperForward from './hopper-forward.cu';
+import hopperImportance from './hopper-importance.cu';
+import hopperPtx from './hopper-ptx.cuh';
 import linearAttention from './linear-attention.cu';
 import pieces from './pieces.cuh';
 import ptx from './ptx.cuh';
@@ -50,6 +56,8 @@ export const headers: Readonly<Record<string, string>> = {
   'flash.cuh': flash,
   'flash-softmax.cuh': flashSoftmax,
   'flash-gradients.cuh': flashGradients,
+  'hopper.cuh': hopper,
+  'hopper-ptx.cuh': hopperPtx,
   'ranks.cuh': ranks,
 };
 
@@ -75,6 +83,10 @@ export const sources = {
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
+  'hopper-backward-keys': hopperBackwardKeys,
+  'hopper-backward-queries': hopperBackwardQueries,
+  'hopper-forward': hopperForward,
+  'hopper-importance': hopperImportance,
   'linear-attention': linearAttention,
   'rms-norm': rmsNorm,
   rope,

@@ -1,0 +1,179 @@
+/**
+ * Compares each form of a warpgroup's product with plain integers on a Hopper
+ * card, with tiles as the kernels lay them, and says where the first wrong
+ * number is. Through the built packages, from a checkout:
+ *
+ *   node packages/backend-gpu/bench/hopper-check.mjs
+ *
+ * Every number is exact in 16 bits, and every sum in 32: nothing may differ.
+ */
+import { readFileSync } from 'node:fs';
+import { openCuda } from '@asa/backend-gpu/cuda';
+import { operators, Random, Scope } from '@asa/core';
+
+const folder = new URL('../src/cuda/kernels/', import.meta.url);
+const headers = Object.fromEntries(
+  ['ptx', 'common', 'tile', 'attention-tile', 'flash', 'hopper-ptx', 'hopper']
+    .map((name) => `${name}.cuh`)
+    .map((name) => [name, readFileSync(new URL(name, folder), 'utf8')]),
+);
+
+/** scores = q k^T, sums = scores v: 128 rows, N keys, copied by a warpgroup. */
+const source = `
+#include "hopper.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    check(const T *q, const T *k, const T *v, float *scores, float *sums) {
+  extern __shared__ int4 memory[];
+  __shared__ Mbarrier full;
+  T *tileQ = tilesIn(memory);
+  T *tileK = tileQ + tileSize(ROWS, KEY);
+  T *tileV = tileK + tileSize(N, KEY);
+  if (threadIdx.x == 0) initBarrier(&full, 4);
+  __syncthreads();
+  int group = warpgroup();
+  if (group == GROUPS) {
+    giveRegisters<40>();
+    auto row = [](int i) { return i; };
+    copyChunks<ROWS, 0, KEY>(tileQ, q, KEY, row);
+    copyChunks<N, 0, KEY>(tileK, k, KEY, row);
+    copyChunks<N, 0, VALUE>(tileV, v, VALUE, row);
+    Copies copies = {0};
+    copies.commit(&full);
+    copies.announce<0>();
+    return;
+  }
+  takeRegisters<232>();
+  await(&full, 0);
+  float x[N / 8][4];
+  float y[VALUE / 8][4];
+  unsigned p[N / 16][4];
+  wgmmaFence();
+  multiplyTiles<KEY, ROWS, N>(x, placeOf<ROWS>(tileQ) + 64 * group * 128 / 16,
+                              placeOf<N>(tileK));
+  wgmmaCommit();
+  wgmmaWait<0>();
+  hold(x);
+  operandsOf(p, x);
+  hold(p);
+  wgmmaFence();
+  multiplyWeights(y, p, placeOf<N>(tileV), 0);
+  wgmmaCommit();
+  wgmmaWait<0>();
+  hold(y);
+  int row = 64 * group + threadIdx.x % GROUP / 32 * 16 + laneRow();
+  for (int n = 0; n < N / 8; n++) {
+    for (int e = 0; e < 4; e++) {
+      scores[(row + e / 2 * 8) * N + 8 * n + laneColumn() + e % 2] = x[n][e];
+    }
+  }
+  for (int n = 0; n < VALUE / 8; n++) {
+    for (int e = 0; e < 4; e++) {
+      sums[(row + e / 2 * 8) * VALUE + 8 * n + laneColumn() + e % 2] = y[n][e];
+    }
+  }
+}`;
+
+const forms = [
+  [128, 128, 128],
+  [64, 64, 64],
+  [96, 64, 128],
+  [192, 128, 128],
+  [80, 112, 176],
+  [144, 80, 64],
+  [192, 192, 32],
+];
+const rows = 128;
+const backend = await openCuda();
+const { functions, driver, stream } = backend;
+const random = Random.fromSeed(3);
+let failures = 0;
+
+for (const dtype of ['bf16', 'f16']) {
+  for (const [key, value, keys] of forms) await check(dtype, key, value, keys);
+}
+await backend.destroy();
+console.log(failures === 0 ? 'all products agree' : `${failures} failed`);
+process.exitCode = failures === 0 ? 0 : 1;
+
+async function check(dtype, key, value, keys) {
+  const scope = new Scope(backend);
+  const matrix = (height, width) =>
+    Float32Array.from(
+      { length: height * width },
+      () => Math.floor(random.uniform() * 3) - 1,
+    );
+  const [q, k, v] = [matrix(rows, key), matrix(keys, key), matrix(keys, value)];
+  const inputs = [q, k, v].map((data) => {
+    const x = scope.tensor(data, [data.length], 'f32');
+    return scope.run(operators.cast, { x }, { dtype }).y;
+  });
+  const outputs = [
+    scope.empty([rows * keys], 'f32'),
+    scope.empty([rows * value], 'f32'),
+  ];
+  const chunks = (columns) => Math.ceil(columns / 64) * 64;
+  const shared =
+    2 * ((rows + keys) * chunks(key) + keys * chunks(value)) + 1024;
+  launch([...inputs, ...outputs], shared, {
+    ...{ T: dtype, VIEW: 'ATTENTION', WARPS: 12, ROWS: rows, N: keys },
+    ...{ STAGES: 1, WIDTH: key, ROPE: 0, VALUE: value, LATENT: 0 },
+    ...{ BLOCK: 1, UNIT: 1 },
+  });
+  const scores = product(q, k, rows, keys, key, (n, c) => n * key + c);
+  const sums = product(scores, v, rows, value, keys, (n, c) => c * value + n);
+  const name = `${dtype}, keys of ${key}, values of ${value}, ${keys} at a time`;
+  await compare(`${name}: q k^T`, scope, outputs[0], scores, keys);
+  await compare(`${name}: p v`, scope, outputs[1], sums, value);
+  scope.free();
+}
+
+function launch(tensors, shared, defines) {
+  const code = functions.compiler.compile({
+    name: 'check.cu',
+    source,
+    headers,
+    options: [
+      '--gpu-architecture=sm_90a',
+      '--std=c++17',
+      ...Object.entries(defines).map(([name, is]) => `-D${name}=${is}`),
+    ],
+  });
+  const kernel = driver.functionOf(driver.loadModule(code), 'check');
+  driver.allowShared(kernel, shared);
+  const { buffer, byteOffset } = driver.argumentBytes;
+  const bytes = new DataView(buffer, byteOffset);
+  tensors.forEach((tensor, n) => {
+    bytes.setBigUint64(8 * n, BigInt(backend.addressOf(tensor)), true);
+  });
+  driver.launch(kernel, [1], [384], shared, 8 * tensors.length, stream);
+}
+
+/** Sums over `depth` of a[m, c] b[at(n, c)]. */
+function product(a, b, height, width, depth, at) {
+  const x = new Float32Array(height * width);
+  for (let m = 0; m < height; m++) {
+    for (let n = 0; n < width; n++) {
+      let sum = 0;
+      for (let c = 0; c < depth; c++) sum += a[m * depth + c] * b[at(n, c)];
+      x[m * width + n] = sum;
+    }
+  }
+  return x;
+}
+
+async function compare(name, scope, tensor, want, width) {
+  const got = await scope.read(tensor);
+  const wrong = [...want.keys()].filter((n) => got[n] !== want[n]);
+  if (wrong.length === 0) {
+    console.log(`ok      ${name}`);
+    return;
+  }
+  failures += 1;
+  const rowsOf = new Set(wrong.map((n) => Math.floor(n / width)));
+  const columns = new Set(wrong.map((n) => n % width));
+  const [n] = wrong;
+  console.log(
+    `WRONG   ${name}: ${wrong.length} of ${want.length}, in ${rowsOf.size} rows and ${columns.size} columns; first row ${Math.floor(n / width)}, column ${n % width}: ${got[n]}, not ${want[n]}`,
+  );
+}

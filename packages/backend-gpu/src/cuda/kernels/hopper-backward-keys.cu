@@ -1,0 +1,258 @@
+// dK and dV as flash-backward-keys.cu, for dense views on Hopper: 64 keys are
+// the rows of a warpgroup's products, N rows of queries at a time their columns.
+#include "hopper.cuh"
+
+constexpr int QUERIES_SIZE = tileSize(N, KEY);
+constexpr int STAGE_SIZE = QUERIES_SIZE + tileSize(N, VALUE);
+
+struct Barriers {
+  Mbarrier keys, keysFree;
+  Mbarrier rows[STAGES], rowsFree[STAGES];
+};
+
+/**
+ * ROWS keys of a head, and the rows of queries that see any of them, or this
+ * split's share: the first keys are seen by most. Every query has its key:
+ * position and number of a query are one.
+ */
+struct KeyTile {
+  Sequence s;
+  int keyHead, split;
+  int firstKey, endKey;
+  /** Row 0 is of this query. */
+  int origin, first, end;
+
+  /** False where there are no such keys. */
+  __device__ bool open(const Call &u, int number, int splits, int sequences) {
+    split = number % splits;
+    int rest = number / splits;
+    keyHead = rest % u.keyHeads;
+    rest /= u.keyHeads;
+    s = u.sequences[rest % sequences];
+    firstKey = rest / sequences * ROWS;
+    endKey = min(firstKey + ROWS, keyCount(u, s));
+    if (firstKey >= endKey) return false;
+    origin = min(seenFrom(u, firstKey), s.queryCount);
+    int total = (seenEnd(u, endKey - 1) - origin) * UNIT;
+    int each = ((total + N - 1) / N + splits - 1) / splits * N;
+    first = split * each;
+    end = min(first + each, total);
+    return true;
+  }
+  /** The first query that sees a key, and the one behind the last. */
+  __device__ static int seenFrom(const Call &u, int key) {
+    return VIEW == COMPRESSED ? key * u.stride + u.length - 1 : key;
+  }
+  __device__ int seenEnd(const Call &u, int key) const {
+    int end = VIEW == ATTENTION ? min(key + u.window, s.queryCount) : s.queryCount;
+    return max(end, origin);
+  }
+  /** The number of a row in q and dO; -1 for none. */
+  __device__ int indexOf(const Call &u, int rho) const {
+    if (rho >= end) return -1;
+    return (s.queryStart + origin + rho / UNIT) * u.heads + keyHead * UNIT +
+           rho % UNIT;
+  }
+  /** Rows `from ..` that see a key, as many as `count`. */
+  __device__ void look(const Call &u, int key, int &from, int &count) const {
+    from = (seenFrom(u, key) - origin) * UNIT;
+    count = max((seenEnd(u, key) - origin) * UNIT - from, 0);
+  }
+};
+
+__device__ inline void copyAll(const Call &u, const T *dO,
+                               const float2 *statistics, T *tileK, T *tileV,
+                               T *stages, float2 (&known)[STAGES][N],
+                               Barriers &barriers, int count, int splits,
+                               int sequences) {
+  Copies copies = {0};
+  Turn turn = {0, 0};
+  unsigned parity = 0;
+  int thread = threadIdx.x % GROUP;
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
+    KeyTile tile;
+    if (!tile.open(u, number, splits, sequences)) continue;
+    Source from = sourceOf(u, tile.s, tile.keyHead);
+    copies.claim(&barriers.keysFree, parity);
+    copyTile<ROWS, 0, WIDTH>(tileK, from.k, from.keyStride, tile.firstKey,
+                             tile.endKey);
+#if ROPE > 0
+    copyTile<ROWS, WIDTH, ROPE>(tileK, from.kRope, ROPE, tile.firstKey,
+                                tile.endKey);
+#endif
+#if !LATENT
+    copyTile<ROWS, 0, VALUE>(tileV, from.v, from.valueStride, tile.firstKey,
+                             tile.endKey);
+#endif
+    copies.commit(&barriers.keys);
+    parity ^= 1;
+    for (int base = tile.first; base < tile.end; base += N) {
+      T *stage = stages + turn.stage * STAGE_SIZE;
+      auto rowOf = [&](int i) { return tile.indexOf(u, base + i); };
+      copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
+      copyChunks<N, 0, WIDTH>(stage, u.q, WIDTH, rowOf);
+#if ROPE > 0
+      copyChunks<N, WIDTH, ROPE>(stage, u.qRope, ROPE, rowOf);
+#endif
+      copyChunks<N, 0, VALUE>(stage + QUERIES_SIZE, dO, VALUE, rowOf);
+      if (thread < N) {
+        int row = rowOf(thread);
+        cpAsync8(&known[turn.stage][thread], statistics + row, row >= 0);
+      }
+      copies.commit(&barriers.rows[turn.stage]);
+      turn.next();
+    }
+  }
+  copies.announce<0>();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    hopperBackwardKeys(Call u, const T *dO, const float2 *statistics, T *dK,
+                       T *dV, f32 *dKRope, f32 *partsK, f32 *partsV, int count,
+                       int splits, int sequences) {
+  extern __shared__ int4 memory[];
+  __shared__ Barriers barriers;
+  // Of each row its LSE and dO . o.
+  __shared__ float2 known[STAGES][N];
+  T *tileK = tilesIn(memory);
+  T *tileV = LATENT ? tileK : tileK + tileSize(ROWS, KEY);
+  T *stages = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
+  int group = warpgroup();
+  if (threadIdx.x == 0) {
+    // Warps that copy; warps that compute.
+    initBarrier(&barriers.keys, 4);
+    initBarrier(&barriers.keysFree, 4 * GROUPS);
+    for (int n = 0; n < STAGES; n++) {
+      initBarrier(&barriers.rows[n], 4);
+      initBarrier(&barriers.rowsFree[n], 4 * GROUPS);
+    }
+  }
+  __syncthreads();
+  if (group == GROUPS) {
+    giveRegisters<COPYING>();
+    copyAll(u, dO, statistics, tileK, tileV, stages, known, barriers, count,
+            splits, sequences);
+    return;
+  }
+  takeRegisters<COMPUTING>();
+
+  int row = 64 * group + threadIdx.x % GROUP / 32 * 16 + laneRow();
+  float scale = u.scale * LOG2_E;
+  MatrixPlace placeK = placeOf<ROWS>(tileK) + 64 * group * 128 / 16;
+  MatrixPlace placeV = placeOf<ROWS>(tileV) + 64 * group * 128 / 16;
+  MatrixPlace placeQ = placeOf<N>(stages);
+  MatrixPlace placeO = placeOf<N>(stages + QUERIES_SIZE);
+  Turn turn = {0, 0};
+  unsigned parity = 0;
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
+    KeyTile tile;
+    if (!tile.open(u, number, splits, sequences)) continue;
+    // The lane's keys; rows that any of the warpgroup's sees, and that all see.
+    LaneRows seeing;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int key = tile.firstKey + row + 8 * half;
+      tile.look(u, key, seeing.first[half], seeing.count[half]);
+    }
+    int someFirst, someEnd, allFirst, allEnd;
+    int key = tile.firstKey + 64 * group;
+    tile.look(u, key, someFirst, allEnd);
+    tile.look(u, key + 63, allFirst, someEnd);
+    allEnd += someFirst;
+    someEnd += allFirst;
+    float sumsK[KEY / 8][4];
+    float sumsV[VALUE / 8][4];
+    clear(sumsK);
+    clear(sumsV);
+    await(&barriers.keys, parity);
+    parity ^= 1;
+    for (int base = tile.first; base < tile.end; base += N) {
+      await(&barriers.rows[turn.stage], turn.parity);
+      Turn now = turn;
+      turn.next();
+      if (base < someEnd && base + N > someFirst) {
+        int stage = now.stage * (STAGE_SIZE * 2 / 16);
+        const float2 *rows = known[now.stage] + laneColumn();
+        float p[N / 8][4], dP[N / 8][4];
+        unsigned weights[N / 16][4], dS[N / 16][4];
+        wgmmaFence();
+        multiplyTiles<KEY, ROWS, N>(p, placeK, placeQ + stage);
+        wgmmaCommit();
+        multiplyTiles<VALUE, ROWS, N>(dP, placeV, placeO + stage);
+        wgmmaCommit();
+        wgmmaWait<1>();
+        hold(p);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            float log = rows[8 * n + e % 2].x * LOG2_E;
+            p[n][e] = exp2Fast(p[n][e] * scale - log);
+          }
+        }
+        // Rows that are none have q, dO and statistics of 0: they add 0.
+        if (base < allFirst || base + N > allEnd) seeing.hide(p, 0, base);
+        operandsOf(weights, p);
+        hold(weights);
+        hold(sumsV);
+        wgmmaFence();
+        multiplyWeights(sumsV, weights, placeO + stage, 1);
+        wgmmaCommit();
+        wgmmaWait<1>();
+        hold(dP);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            p[n][e] *= dP[n][e] - rows[8 * n + e % 2].y;
+          }
+        }
+        operandsOf(dS, p);
+        hold(dS);
+        hold(sumsK);
+        wgmmaFence();
+        multiplyWeights(sumsK, dS, placeQ + stage, 1);
+        wgmmaCommit();
+        wgmmaWait<0>();
+        hold(sumsV);
+        hold(sumsK);
+        hold(weights);
+        hold(dS);
+      }
+      arriveWarp(&barriers.rowsFree[now.stage]);
+    }
+    arriveWarp(&barriers.keysFree);
+
+    // Two columns of a key's gradient, or of this split's part of it.
+    auto write = [&](T *whole, f32 *parts, int width, i64 at, int c, float x,
+                     float y) {
+      if (splits > 1) {
+        storePair(parts + (at * splits + tile.split) * width + c, x, y);
+      } else {
+        storePair(whole + at * width + c, x, y);
+      }
+    };
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int key = tile.firstKey + row + 8 * half;
+      if (key >= tile.endKey) continue;
+      i64 at = ((i64)keyStart(tile.s) + key) * u.keyHeads + tile.keyHead;
+#pragma unroll
+      for (int n = 0; n < VALUE / 8; n++) {
+        write(dV, partsV, VALUE, at, 8 * n + laneColumn(), sumsV[n][2 * half],
+              sumsV[n][2 * half + 1]);
+      }
+#pragma unroll
+      for (int n = 0; n < KEY / 8; n++) {
+        int c = 8 * n + laneColumn();
+        float x = sumsK[n][2 * half] * u.scale;
+        float y = sumsK[n][2 * half + 1] * u.scale;
+        if (8 * n < WIDTH) {
+          write(dK, partsK, WIDTH, at, c, x, y);
+        } else {
+          storePair(dKRope + (at * splits + tile.split) * ROPE + c - WIDTH, x, y);
+        }
+      }
+    }
+  }
+}

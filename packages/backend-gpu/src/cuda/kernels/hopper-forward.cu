@@ -1,0 +1,253 @@
+// o = softmax(scores) v as flash-forward.cu, for dense views on Hopper. While a
+// warpgroup weighs the scores of one tile of keys, the tensor cores have its
+// next scores and its sums of the tile before, and the other one's.
+#include "hopper.cuh"
+
+/** As in flash-forward.cu. */
+#define LAG 8
+/** Barriers of the block: whose turn it is to start products. */
+#define FIRST_TURN 1
+
+/** Elements of a stage. */
+constexpr int KEYS_SIZE = tileSize(N, KEY);
+constexpr int VALUES_SIZE = LATENT ? 0 : tileSize(N, VALUE);
+
+struct Barriers {
+  Mbarrier queries, queriesFree;
+  Mbarrier keys[STAGES], keysFree[STAGES];
+  Mbarrier values[STAGES], valuesFree[STAGES];
+};
+
+__device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
+                               Barriers &barriers, int count, int tiles,
+                               int sequences) {
+  Copies copies = {0};
+  Turn turn = {0, 0};
+  unsigned parity = 0;
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
+    DenseTile tile;
+    if (!tile.open(u, number, tiles, sequences)) continue;
+    Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
+    auto rowOf = [&](int i) { return tile.indexOf(u, i); };
+    copies.claim(&barriers.queriesFree, parity);
+    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rowOf);
+#if ROPE > 0
+    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rowOf);
+#endif
+    copies.commit(&barriers.queries);
+    parity ^= 1;
+#if !LATENT
+    Turn turnV = turn;
+#endif
+    // A tile's keys go before the values of the tile before it.
+    for (int base = tile.first; base < tile.end + N; base += N) {
+      if (base < tile.end) {
+        T *stage = stagesK + turn.stage * KEYS_SIZE;
+        copies.claim(&barriers.keysFree[turn.stage], turn.parity);
+        copyTile<N, 0, WIDTH>(stage, from.k, from.keyStride, base, tile.end);
+#if ROPE > 0
+        copyTile<N, WIDTH, ROPE>(stage, from.kRope, ROPE, base, tile.end);
+#endif
+        copies.commit(&barriers.keys[turn.stage]);
+        turn.next();
+      }
+#if !LATENT
+      if (base > tile.first) {
+        copies.claim(&barriers.valuesFree[turnV.stage], turnV.parity);
+        copyTile<N, 0, VALUE>(stagesV + turnV.stage * VALUES_SIZE, from.v,
+                           from.valueStride, base - N, tile.end);
+        copies.commit(&barriers.values[turnV.stage]);
+        turnV.next();
+      }
+#endif
+    }
+  }
+  copies.announce<0>();
+}
+
+/** A lane's rows of a softmax that goes on. */
+struct Softmax {
+  float most[2], total[2], fade[2];
+
+  /**
+   * scores to weights relative to the rows' references; whether a reference of
+   * the warp has moved, and `fade` corrects the sums.
+   */
+  template <int COLUMNS>
+  __device__ bool weigh(float (&scores)[COLUMNS][4], float scale) {
+    bool fades = false;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = -INFINITE;
+#pragma unroll
+      for (int n = 0; n < COLUMNS; n++) {
+        top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
+      bool rises = top > most[half] + LAG;
+      fades = fades || rises;
+      fade[half] = rises ? exp2Fast(most[half] - top) : 1;
+      if (rises) most[half] = top;
+      // Where nothing was seen yet every weight is 2^-inf.
+      float reference = most[half] == -INFINITE ? 0 : most[half];
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < COLUMNS; n++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float &p = scores[n][2 * half + e];
+          p = exp2Fast(p * scale - reference);
+          sum += p;
+        }
+      }
+      total[half] = total[half] * fade[half] + sum;
+    }
+    return __any_sync(0xffffffff, fades);
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    hopperForward(Call u, T *o, float *lse, int count, int tiles,
+                  int sequences) {
+  extern __shared__ int4 memory[];
+  __shared__ Barriers barriers;
+  T *tileQ = tilesIn(memory);
+  T *stagesK = tileQ + tileSize(ROWS, KEY);
+  T *stagesV = LATENT ? stagesK : stagesK + STAGES * KEYS_SIZE;
+  constexpr int STAGE_V = LATENT ? KEYS_SIZE : VALUES_SIZE;
+  int group = warpgroup();
+  if (threadIdx.x == 0) {
+    // Warps that copy; warps that compute.
+    initBarrier(&barriers.queries, 4);
+    initBarrier(&barriers.queriesFree, 4 * GROUPS);
+    for (int n = 0; n < STAGES; n++) {
+      initBarrier(&barriers.keys[n], 4);
+      initBarrier(&barriers.keysFree[n], 4 * GROUPS);
+      initBarrier(&barriers.values[n], 4);
+      initBarrier(&barriers.valuesFree[n], 4 * GROUPS);
+    }
+  }
+  __syncthreads();
+  if (group == GROUPS) {
+    giveRegisters<COPYING>();
+    copyAll(u, tileQ, stagesK, stagesV, barriers, count, tiles, sequences);
+    return;
+  }
+  takeRegisters<COMPUTING>();
+
+  int row = 64 * group + threadIdx.x % GROUP / 32 * 16 + laneRow();
+  float scale = u.scale * LOG2_E;
+  MatrixPlace placeQ = placeOf<ROWS>(tileQ) + 64 * group * 128 / 16;
+  MatrixPlace placeK = placeOf<N>(stagesK);
+  MatrixPlace placeV = placeOf<N>(stagesV);
+  Turn turn = {0, 0};
+  unsigned parity = 0;
+  // Whose products are started first alternates.
+  if (group == GROUPS - 1) arriveAt(FIRST_TURN, 2 * GROUP);
+  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
+    DenseTile tile;
+    if (!tile.open(u, number, tiles, sequences)) continue;
+    LaneRows rows;
+    rows.set(u, tile, row);
+    Whole whole;
+    whole.set(u, tile, 64 * group);
+    Softmax softmax = {{-INFINITE, -INFINITE}, {0, 0}, {1, 1}};
+    float sums[VALUE / 8][4];
+    await(&barriers.queries, parity);
+    if (tile.first < tile.end) {
+      float scores[N / 8][4];
+      unsigned weights[N / 16][4];
+      auto startScores = [&] {
+        multiplyTiles<KEY, ROWS, N>(
+            scores, placeQ, placeK + turn.stage * (KEYS_SIZE * 2 / 16));
+        wgmmaCommit();
+      };
+      auto startSums = [&](const Turn &at, int more) {
+#if !LATENT
+        await(&barriers.values[at.stage], at.parity);
+#endif
+        wgmmaFence();
+        multiplyWeights(sums, weights, placeV + at.stage * (STAGE_V * 2 / 16),
+                        more);
+        wgmmaCommit();
+      };
+      auto free = [&](const Turn &at) {
+        arriveWarp(LATENT ? &barriers.keysFree[at.stage]
+                          : &barriers.valuesFree[at.stage]);
+      };
+      await(&barriers.keys[turn.stage], turn.parity);
+      wgmmaFence();
+      startScores();
+      wgmmaWait<0>();
+      hold(scores);
+      if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
+      if (!whole.has(tile.first)) rows.hide(scores, -INFINITE, tile.first);
+      softmax.weigh(scores, scale);
+      operandsOf(weights, scores);
+      Turn before = turn;
+      turn.next();
+      for (int base = tile.first + N; base < tile.end; base += N) {
+        await(&barriers.keys[turn.stage], turn.parity);
+        meetAt(FIRST_TURN + group, 2 * GROUP);
+        hold(weights);
+        hold(sums);
+        wgmmaFence();
+        startScores();
+        startSums(before, base > tile.first + N);
+        arriveAt(FIRST_TURN + 1 - group, 2 * GROUP);
+        wgmmaWait<1>();
+        hold(scores);
+        if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
+        if (!whole.has(base)) rows.hide(scores, -INFINITE, base);
+        bool fades = softmax.weigh(scores, scale);
+        wgmmaWait<0>();
+        hold(sums);
+        hold(weights);
+        free(before);
+        operandsOf(weights, scores);
+        if (fades) {
+#pragma unroll
+          for (int n = 0; n < VALUE / 8; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums[n][e] *= softmax.fade[e / 2];
+          }
+        }
+        before = turn;
+        turn.next();
+      }
+      arriveWarp(&barriers.queriesFree);
+      hold(weights);
+      hold(sums);
+      startSums(before, tile.first + N < tile.end);
+      wgmmaWait<0>();
+      hold(sums);
+      free(before);
+    } else {
+      arriveWarp(&barriers.queriesFree);
+      clear(sums);
+    }
+    parity ^= 1;
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float all = softmax.total[half];
+      all += __shfl_xor_sync(0xffffffff, all, 1);
+      all += __shfl_xor_sync(0xffffffff, all, 2);
+      int index = tile.indexOf(u, row + 8 * half);
+      if (index < 0) continue;
+      float factor = all == 0 ? 0 : 1 / all;
+      T *to = o + (i64)index * VALUE + laneColumn();
+#pragma unroll
+      for (int n = 0; n < VALUE / 8; n++) {
+        storePair(to + 8 * n, sums[n][2 * half] * factor,
+                  sums[n][2 * half + 1] * factor);
+      }
+      if (laneColumn() > 0) continue;
+      lse[index] =
+          all == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(all);
+    }
+  }
+  // Nobody leaves while a turn is still given.
+  if (group == 0) meetAt(FIRST_TURN, 2 * GROUP);
+}

@@ -1,0 +1,273 @@
+// Dense attention in 16-bit types on Hopper: products are of warpgroups, which
+// read the second operand, and the first where it is a tile, from shared memory
+// as they are. One warpgroup copies; the others compute, 64 rows each.
+//
+// A tile lies there in chunks of 64 columns. A row of a chunk is 128 bytes,
+// whose 16-byte pieces change places by XOR with the row's number: the layout
+// of 128-byte swizzle, in which tiles start on multiples of 1024 bytes. The
+// same tile serves as rows of k and, transposed, as rows of n.
+#pragma once
+#include "flash.cuh"
+#include "hopper-ptx.cuh"
+
+/** Threads of a warpgroup; warpgroups that compute. */
+#define GROUP 128
+#define GROUPS (ROWS / 64)
+static_assert(THREADS == GROUP * (GROUPS + 1), "one more copies");
+
+/** Registers of a thread that computes, and of one that copies. */
+#define COMPUTING (GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112)
+#define COPYING (GROUPS == 3 ? 32 : 40)
+
+/** The thread's warpgroup, as what the compiler knows to be a warp's. */
+__device__ inline int warpgroup() {
+  return __shfl_sync(0xffffffff, threadIdx.x / GROUP, 0);
+}
+
+/** Elements of a tile of so many rows and columns, in whole chunks. */
+__device__ constexpr int tileSize(int rows, int columns) {
+  return rows * ((columns + 63) / 64 * 64);
+}
+
+/** Dynamic shared memory from where tiles may start. */
+__device__ inline T *tilesIn(void *memory) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(memory);
+  return (T *)((char *)memory + (-address & 1023));
+}
+
+/** The columns of a tile of COUNT rows, from the first one on. */
+template <int COUNT> __device__ inline MatrixPlace placeOf(const T *tile) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(tile);
+  // From chunk to chunk, which only transposed ones are read over at once; from
+  // eight rows to the next.
+  constexpr MatrixPlace STRIDES =
+      (MatrixPlace)(COUNT * 128 / 16) << 16 | (MatrixPlace)(1024 / 16) << 32;
+  return (MatrixPlace)(address >> 4 & 0x3fff) | STRIDES | 1ull << 62;
+}
+/** What is added to that for columns 16 k; for rows 16 k. */
+template <int COUNT> __device__ constexpr int columnStep(int k) {
+  return k / 4 * (COUNT * 128 / 16) + k % 4 * 2;
+}
+__device__ constexpr int rowStep(int k) { return k * (16 * 128 / 16); }
+
+template <bool TRANSPOSED, int COLUMNS, typename A>
+__device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
+                                MatrixPlace b, int more, bf16) {
+  Wgmma<8 * COLUMNS>::template bfloat<TRANSPOSED>(d, a, b, more);
+}
+template <bool TRANSPOSED, int COLUMNS, typename A>
+__device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
+                                MatrixPlace b, int more, f16) {
+  Wgmma<8 * COLUMNS>::template half<TRANSPOSED>(d, a, b, more);
+}
+
+/** d = a b^T of tiles of A_ROWS and B_ROWS rows, over DEPTH columns. */
+template <int DEPTH, int A_ROWS, int B_ROWS, int COLUMNS>
+__device__ inline void multiplyTiles(float (&d)[COLUMNS][4], MatrixPlace a,
+                                     MatrixPlace b) {
+  forget(d);
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<false>(d, a + columnStep<A_ROWS>(k), b + columnStep<B_ROWS>(k),
+                    k > 0, T());
+  }
+}
+
+/** d = p b + (more ? d : 0), of rows 16 DEPTH of b. */
+template <int DEPTH, int COLUMNS>
+__device__ inline void multiplyWeights(float (&d)[COLUMNS][4],
+                                       const unsigned (&p)[DEPTH][4],
+                                       MatrixPlace b, int more) {
+#pragma unroll
+  for (int k = 0; k < DEPTH; k++) {
+    multiply<true>(d, p[k], b + rowStep(k), k > 0 ? 1 : more, T());
+  }
+}
+
+/** The columns of accumulators as a first operand. */
+template <int DEPTH, int COLUMNS>
+__device__ inline void operandsOf(unsigned (&p)[DEPTH][4],
+                                  const float (&x)[COLUMNS][4]) {
+#pragma unroll
+  for (int k = 0; k < DEPTH; k++) operandOf(p[k], x, k);
+}
+
+/** The widest copy from a column on: within a chunk, of 2^n pieces. */
+__device__ constexpr int copyWidth(int first, int columns) {
+  int most = 64 - first % 64 < columns ? 64 - first % 64 : columns;
+  return most >= 64 ? 64 : most >= 32 ? 32 : 16;
+}
+
+/**
+ * Starts to copy COLUMNS elements of COUNT rows to columns FIRST .. of a tile.
+ * Row i is row `rowOf(i)` of `base`, zeros where that is negative. All threads
+ * of the warpgroup share the work.
+ */
+template <int COUNT, int FIRST, int COLUMNS, typename RowOf>
+__device__ inline void copyChunks(T *tile, const T *base, int stride,
+                                  RowOf rowOf) {
+  constexpr int TAKEN = copyWidth(FIRST, COLUMNS);
+  constexpr int PIECES = TAKEN / 8;
+  constexpr int STEP = GROUP / PIECES;
+  int thread = threadIdx.x % GROUP;
+  int piece = thread % PIECES;
+  int row = thread / PIECES;
+  // Rows that are a multiple of 8 apart have their pieces in the same places.
+  T *to = tile + FIRST / 64 * COUNT * 64 + row * 64 +
+          ((FIRST % 64 / 8 + piece) ^ row % 8) * 8;
+  const T *from = base + piece * 8;
+#pragma unroll 4
+  for (int i = 0; i < COUNT; i += STEP) {
+    if (COUNT % STEP > 0 && i + row >= COUNT) break;
+    int at = rowOf(i + row);
+    cpAsync16(to + i * 64, from + (i64)at * stride, at >= 0);
+  }
+  if constexpr (COLUMNS > TAKEN) {
+    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN>(tile, base + TAKEN, stride,
+                                                      rowOf);
+  }
+}
+
+/** The same of consecutive rows of `from`, from `base` on; zeros from `end` on. */
+template <int COUNT, int FIRST, int COLUMNS>
+__device__ inline void copyTile(T *tile, const T *from, int stride, int base,
+                                int end) {
+  int count = end - base;
+  copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
+                                    [&](int i) { return i < count ? i : -1; });
+}
+
+/** A place in a ring of STAGES tiles, and the parity of its phase. */
+struct Turn {
+  int stage;
+  unsigned parity;
+
+  __device__ void next() {
+    if (++stage < STAGES) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+/** A warp's arrival, of what all its lanes have done. */
+__device__ inline void arriveWarp(Mbarrier *barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(barrier);
+}
+
+/**
+ * The copying side: a tile is announced once the next one is on its way, or
+ * where there is no place for that yet.
+ */
+struct Copies {
+  Mbarrier *due;
+
+  template <int PENDING> __device__ void announce() {
+    if (!due) return;
+    cpAsyncWait<PENDING>();
+    fenceProducts();
+    arriveWarp(due);
+    due = 0;
+  }
+  /** Waits until a place is free. */
+  __device__ void claim(Mbarrier *free, unsigned parity) {
+    if (!__all_sync(0xffffffff, hasEnded(free, parity ^ 1))) {
+      announce<0>();
+      await(free, parity ^ 1);
+    }
+  }
+  /** What has been started since is the tile behind that barrier. */
+  __device__ void commit(Mbarrier *full) {
+    cpAsyncCommit();
+    announce<1>();
+    due = full;
+  }
+};
+
+/**
+ * The work of the block of threads in a round, where the grid's numbers fall in
+ * size: every other round from the other end, so that shares are alike.
+ */
+__device__ inline int turnOf(int round) {
+  int from = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  return round * gridDim.x + from;
+}
+
+/**
+ * A tile of ROWS rows of a unit and what they walk over. Tiles are numbered
+ * with the longest walks first.
+ */
+struct DenseTile {
+  Sequence s;
+  int head0;
+  /** Its first row, and keys `first .. end`. */
+  int row0, first, end;
+
+  /** False where there are no such rows. */
+  __device__ bool open(const Call &u, int number, int tiles, int sequences) {
+    int units = u.heads / UNIT;
+    int rest = number % (units * sequences);
+    s = u.sequences[rest / units];
+    head0 = rest % units * UNIT;
+    row0 = (tiles - 1 - number / (units * sequences)) * ROWS;
+    int firstQuery = row0 / UNIT;
+    if (firstQuery >= s.queryCount) return false;
+    int lastQuery = min((row0 + ROWS - 1) / UNIT, s.queryCount - 1);
+    first = firstSeen(u, past() + firstQuery);
+    end = lastSeen(u, past() + lastQuery) + 1;
+    return true;
+  }
+  __device__ int past() const { return s.keyCount - s.queryCount; }
+  /** The number of row i in q and o; -1 for none. */
+  __device__ int indexOf(const Call &u, int i) const {
+    int query = (row0 + i) / UNIT;
+    int head = head0 + (row0 + i) % UNIT;
+    return query < s.queryCount ? (s.queryStart + query) * u.heads + head : -1;
+  }
+};
+
+/** The keys that a lane's two rows see. */
+struct LaneRows {
+  int first[2], count[2];
+
+  __device__ void set(const Call &u, const DenseTile &tile, int row) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int t = tile.past() + (tile.row0 + row + 8 * half) / UNIT;
+      first[half] = firstSeen(u, t);
+      count[half] = max(lastSeen(u, t) + 1 - first[half], 0);
+    }
+  }
+  /** x = low where a row does not see the key of a column. */
+  template <int COLUMNS>
+  __device__ void hide(float (&x)[COLUMNS][4], float low, int base) const {
+    int column = base + laneColumn();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int from = column - first[half];
+#pragma unroll
+      for (int n = 0; n < COLUMNS; n++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          unsigned at = from + 8 * n + e;
+          if (at >= (unsigned)count[half]) x[n][2 * half + e] = low;
+        }
+      }
+    }
+  }
+};
+
+/** Keys that all of a warpgroup's 64 rows see. */
+struct Whole {
+  int first, end;
+
+  __device__ void set(const Call &u, const DenseTile &tile, int row) {
+    int firstQuery = (tile.row0 + row) / UNIT;
+    int lastQuery = min((tile.row0 + row + 63) / UNIT, tile.s.queryCount - 1);
+    first = firstSeen(u, tile.past() + lastQuery);
+    end = lastSeen(u, tile.past() + firstQuery) + 1;
+  }
+  __device__ bool has(int base) const {
+    return base >= first && base + N <= end;
+  }
+};

@@ -1,0 +1,188 @@
+/**
+ * Which shapes dense attention takes the kernels of Hopper for (compute
+ * capability 9.0: their instructions are of no other), and how those are cut.
+ */
+import type { DeviceFacts } from '../driver';
+import { i32, type Launch } from '../launch';
+import type { AttentionShape, View } from './attention-tile';
+import { isFlashShape } from './flash';
+
+export interface HopperCut {
+  /** 64 for each warpgroup that computes. */
+  readonly rows: number;
+  /** Keys at a time, and tiles of them in shared memory. */
+  readonly keys: number;
+  readonly stages: number;
+  readonly sharedBytes: number;
+}
+
+const ROWS = 128;
+/** Four warps for 64 rows, and four that copy. */
+const warpsOf = (rows: number) => rows / 16 + 4;
+/** Barriers, and what tiles lose to start on multiples of 1024 bytes. */
+const SPARE_BYTES = 1024 + 256;
+
+const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
+
+function isHopperKey(
+  shape: AttentionShape,
+  { capability }: DeviceFacts,
+): boolean {
+  const { width, ropeWidth, valueWidth } = shape;
+  const keyWidth = width + ropeWidth;
+  const isWidth = keyWidth >= 64 && keyWidth <= 192;
+  // A product takes 16 columns at a time.
+  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % 16 === 0);
+  return capability === 90 && isFlashShape(shape) && isWidth && isWhole;
+}
+
+const isHopperValue = (width: number) => width >= 64 && width <= 128;
+
+/** Above this a walk of unlike lengths decides, not how it ends. */
+const LONG_WALK = 2048;
+
+/** Keys at a time, the best first. */
+function keysOf({ kind, window = 0, unitHeads }: View): readonly number[] {
+  const span = window + Math.ceil(ROWS / unitHeads) - 1;
+  if (kind !== 'ATTENTION' || span > LONG_WALK) return [128, 96];
+  // What a window's walk takes of the tensor cores; a tile has its own costs.
+  const cost = (keys: number) => Math.ceil(span / keys) * (keys + 16);
+  return [176, 160, 144, 128, 112, 96].sort((a, b) => cost(a) - cost(b));
+}
+
+/** The cut of the forward pass; none where it is for other kernels. */
+export function hopperForwardCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  // One warpgroup would have nothing to do.
+  if (!fits || view.kind === 'SELECTED' || view.rows <= ROWS / 2) {
+    return undefined;
+  }
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + (isLatent ? 0 : wholeChunks(valueWidth));
+  // A latent tile is in use as keys and, a tile later, as values.
+  const stages = isLatent ? 3 : 2;
+  const bytesOf = (keys: number) =>
+    2 * (ROWS * keyColumns + stages * keys * columns) + SPARE_BYTES;
+  const keys = keysOf(view).find((n) => bytesOf(n) <= facts.sharedBytes);
+  if (keys === undefined) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(keys) };
+}
+
+/** The cut of the pass over queries, as of the forward one. */
+export function hopperQueriesCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (view.rows <= ROWS / 2) return undefined;
+  const sums = shape.width + shape.ropeWidth;
+  return backwardCut(shape, isLatent, view, facts, 204, sums);
+}
+
+/** The cut of the pass over keys: its `keys` are rows of queries. */
+export function hopperKeysCut(
+  shape: AttentionShape,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (view.keys <= ROWS / 2) return undefined;
+  const sums = shape.width + shape.ropeWidth + shape.valueWidth;
+  return backwardCut(shape, false, view, facts, 208, sums);
+}
+
+/**
+ * As much of the other side at a time as leaves so many registers with the sums
+ * of so many columns: scores and dP, and one of them once more in 16 bits.
+ */
+function backwardCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  { kind }: View,
+  facts: DeviceFacts,
+  registers: number,
+  sums: number,
+): HopperCut | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  if (!fits || kind === 'SELECTED') return undefined;
+  const most = Math.floor((registers - sums / 2) / 1.25 / 16) * 16;
+  const keys = Math.min(128, most);
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + wholeChunks(valueWidth);
+  const streamed = isLatent ? keyColumns : columns;
+  // With each row of queries its LSE and dO . o.
+  const bytesOf = (stages: number) =>
+    2 * (ROWS * columns + stages * keys * (streamed + 4)) + SPARE_BYTES;
+  const stages = [3, 2].find((n) => bytesOf(n) <= facts.sharedBytes);
+  if (stages === undefined) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
+}
+
+/**
+ * The cut of ranking, 16 heads of a leader for a warp; none where it is for
+ * other kernels.
+ * @param tile the cut of those, which tells what else it is for.
+ */
+export function hopperImportanceCut(
+  shape: AttentionShape,
+  tile: { readonly headTiles: number } | undefined,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  if (tile?.headTiles !== 1 || !isHopperKey(shape, facts)) return undefined;
+  // Scores alone leave registers for as many warps as there can be.
+  const [rows, keys] = [256, 128];
+  const columns = wholeChunks(shape.width + shape.ropeWidth);
+  const tables = (rows / 16) * (32 + keys) * 4;
+  const bytesOf = (stages: number) =>
+    2 * columns * (rows + stages * keys) + SPARE_BYTES;
+  const stages = [4, 3, 2].find(
+    (n) => bytesOf(n) + tables <= facts.sharedBytes,
+  );
+  if (stages === undefined) return undefined;
+  return { rows, keys, stages, sharedBytes: bytesOf(stages) };
+}
+
+export function hopperLaunch(
+  { width, ropeWidth, valueWidth, dtype }: AttentionShape,
+  { kind, unitHeads }: Pick<View, 'kind' | 'unitHeads'>,
+  latent: boolean,
+  { rows, keys, stages, sharedBytes }: HopperCut,
+): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
+  return {
+    defines: {
+      T: dtype,
+      VIEW: kind,
+      WARPS: warpsOf(rows),
+      ROWS: rows,
+      N: keys,
+      STAGES: stages,
+      WIDTH: width,
+      ROPE: ropeWidth,
+      VALUE: valueWidth,
+      LATENT: latent ? 1 : 0,
+      BLOCK: 1,
+      UNIT: unitHeads,
+    },
+    threads: [32 * warpsOf(rows)],
+    sharedBytes,
+  };
+}
+
+/** Tiles of rows, which blocks of threads take by turns: one a multiprocessor. */
+export function hopperGrid(
+  { heads }: AttentionShape,
+  view: View,
+  rows: number,
+): { count: number; arguments: Launch['arguments'] } {
+  const tiles = view.rowTiles(rows);
+  const sequences = view.sequences.count;
+  const count = tiles * (heads / view.unitHeads) * sequences;
+  return { count, arguments: [count, tiles, sequences].map(i32) };
+}
