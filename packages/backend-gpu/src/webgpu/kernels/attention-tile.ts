@@ -24,6 +24,8 @@ import {
   type Tile,
   vectors,
 } from './attention-products';
+import { rowsOf, UNIT_KEYS, type UnitTile, unitTileOf } from './attention-unit';
+import { unitForwardSource } from './attention-unit-forward';
 import { covers, type KeyView, type View } from './attention-view';
 import { extent, type KernelContext, sequenceOf } from './context';
 
@@ -39,7 +41,7 @@ export function shapeOf({ q, k, v, qRope }: AttentionOperands): AttentionShape {
   };
 }
 
-/** o = softmax(scores) v */
+/** o = softmax(scores) v, by matrix units where they fit. */
 export function attend(
   context: KernelContext,
   operands: AttentionOperands,
@@ -49,10 +51,14 @@ export function attend(
   const shape = shapeOf(operands);
   const { sequences, forward } = view;
   if (!coversQueries(sequences, o)) fillEmpty(context, o, lse);
-  const tile = rowTile(context, forward.rows, shape.valueWidth);
+  const unitTile = unitTileOf(context, operands, shape, forward.rows);
+  const launch = unitTile
+    ? forwardByUnits(shape, view, unitTile)
+    : forwardPlain(context, shape, view);
+  const { constants, ...rest } = launch;
   context.run({
-    kernel: `${view.name}Forward`,
-    constants: { ...constantsOf(shape, view), M: tile.rows, N: COLUMNS },
+    ...rest,
+    constants: { ...constantsOf(shape, view), ...constants },
     bindings: {
       ...operandBindings(shape, operands, sequences),
       ...view.bindings,
@@ -60,9 +66,41 @@ export function attend(
       lse: output(lse, 'u32'),
     },
     uniforms: { scale: f32(view.scale), ...view.uniforms },
-    grid: rowGrid(shape, view, tile),
-    source: () => forwardSource(shape, view, tile),
   });
+}
+
+type Pass = Pick<
+  Launch,
+  'kernel' | 'constants' | 'variant' | 'grid' | 'source'
+>;
+
+function forwardPlain(
+  context: KernelContext,
+  shape: AttentionShape,
+  view: View,
+): Pass {
+  const tile = rowTile(context, view.forward.rows, shape.valueWidth);
+  return {
+    kernel: `${view.name}Forward`,
+    constants: { M: tile.rows, N: COLUMNS },
+    grid: rowGrid(shape, view, tile.rows),
+    source: () => forwardSource(shape, view, tile),
+  };
+}
+
+function forwardByUnits(
+  shape: AttentionShape,
+  view: View,
+  tile: UnitTile,
+): Pass {
+  const rows = rowsOf(tile);
+  return {
+    kernel: `${view.name}ForwardUnit`,
+    constants: { M: rows, N: UNIT_KEYS },
+    variant: `${tile.element},${tile.isShared}`,
+    grid: rowGrid(shape, view, rows),
+    source: () => unitForwardSource(shape, view, tile),
+  };
 }
 
 export function attendBackward(
@@ -108,7 +146,7 @@ function backwardQ(
       dQRope: dQRope && as.output(dQRope),
     },
     uniforms: { scale: f32(view.scale), ...view.uniforms },
-    grid: rowGrid(shape, view, tile),
+    grid: rowGrid(shape, view, tile.rows),
     source: () => backwardQSource(shape, view, tile),
   });
 }
@@ -213,9 +251,9 @@ function keyTile(
   return { rows: keys, perThread: keys === 64 && vectors <= 3 ? 8 : 4 };
 }
 
-const rowGrid = (shape: AttentionShape, view: View, tile: Tile) =>
+const rowGrid = (shape: AttentionShape, view: View, rows: number) =>
   [
-    view.forward.tiles(tile.rows),
+    view.forward.tiles(rows),
     shape.heads / view.unitHeads,
     view.sequences.count,
   ] as const;
