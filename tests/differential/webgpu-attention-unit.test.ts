@@ -10,7 +10,11 @@ import {
 import { differential } from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
-import { valuesOf } from '../../packages/core/src/verify/values';
+import {
+  referenceOn,
+  type ValuesByName,
+} from '../../packages/core/src/verify/run-operator';
+import { type Values, valuesOf } from '../../packages/core/src/verify/values';
 import {
   softwareGpu,
   softwareTypes,
@@ -21,6 +25,9 @@ const names: readonly OperatorName[] = [
   'attention',
   'compressedAttention',
   'selectedAttention',
+  'attentionBackward',
+  'compressedAttentionBackward',
+  'selectedAttentionBackward',
 ];
 const cases = softwareTypes.flatMap((dtype) =>
   names.map((name) => [name, dtype] as const),
@@ -66,17 +73,38 @@ describe.skipIf(reason)(`Attention by matrix units ${reason ?? ''}`, () => {
   );
 
   test.for(formCases)(
-    'computes %s in %s while scores grow',
+    'computes %s in %s while scores and gradients grow',
     { timeout: 300_000 },
     async ([name, dtype], { skip }) => {
       const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
       skip(lacks, 'the adapter lacks shader-f16');
-      const { operator, inputs, attributes } = growing(forms[name], dtype);
-      const call = { operator, attributes };
+      const { operator, inputs, dO, attributes } = growing(forms[name], dtype);
       const trial = { backend, reference };
-      const judgement = await judgeCall(trial, call, inputs, dtype);
-      expect(judgement).toMatchObject({ percent: expect.any(Number) });
-      expect(judgement).not.toHaveProperty('detail');
+      const judge = async (name: OperatorName, values: ValuesByName) => {
+        const call = { operator: name, attributes };
+        const judgement = await judgeCall(trial, call, values, dtype);
+        expect(judgement).toMatchObject({ percent: expect.any(Number) });
+        expect(judgement).not.toHaveProperty('detail');
+      };
+      await judge(operator, inputs);
+      const oracle = referenceOn(reference);
+      const { o, lse } = await oracle(operator, inputs, attributes);
+      const rounded = (
+        values: Values | undefined,
+        role: 'data' | 'statistic',
+      ) =>
+        valuesOf(
+          values?.shape ?? [],
+          Float64Array.from(values?.data ?? []),
+          dtype,
+          role,
+        );
+      await judge(`${operator}Backward`, {
+        ...inputs,
+        o: rounded(o, 'data'),
+        lse: rounded(lse, 'statistic'),
+        dO,
+      });
     },
   );
 });
@@ -140,10 +168,18 @@ function growing(form: Form, dtype: FloatType) {
     }),
   };
   const scale = 12 / width;
+  // So have later rows: gradients are a thousand times those of the first.
+  const columns = valueWidth > 0 ? valueWidth : width;
+  const small = draw([tokens, heads, columns]);
+  const rising = Float64Array.from(small.data, (x, i) => {
+    const t = Math.floor(i / (heads * columns));
+    return x * 2 ** ((10 * t) / tokens - 10);
+  });
+  const dO = valuesOf(small.shape, rising, dtype);
   if (form.sharing === undefined) {
     const sequences = Sequences.uniform(1, tokens);
     const attributes = { sequences, scale };
-    return { operator: 'attention' as const, inputs, attributes };
+    return { operator: 'attention' as const, inputs, dO, attributes };
   }
   const blocking = { length: block, stride: block, sharing };
   const sequences = Sequences.uniform(1, tokens, tokens, blocking);
@@ -165,6 +201,7 @@ function growing(form: Form, dtype: FloatType) {
   return {
     operator: 'selectedAttention' as const,
     inputs: { ...inputs, indices },
+    dO,
     attributes,
   };
 }

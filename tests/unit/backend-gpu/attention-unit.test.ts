@@ -1,4 +1,4 @@
-import { Sequences } from '@asa/core';
+import { Sequences, type Tensor } from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { KernelContext } from '../../../packages/backend-gpu/src/webgpu/kernels';
 import { attentionKernels } from '../../../packages/backend-gpu/src/webgpu/kernels/attention';
@@ -34,61 +34,106 @@ function operandsOf([heads, groups, width, rope, values]: Profile) {
 }
 
 const scale = 0.1;
+const sharings = [1, 2, 4];
 
-const forward: Readonly<
-  Record<string, (context: KernelContext, profile: Profile) => void>
-> = {
-  attention: (context, profile) => {
-    const sequences = Sequences.uniform(1, tokens);
-    const attributes = { sequences, scale, window: 100 };
-    const kernels = attentionKernels(context);
-    kernels.attention(operandsOf(profile), resultsOf(profile), attributes);
-  },
-  compressedAttention: (context, profile) => {
-    const blocking = { length: block, stride: block };
-    const sequences = Sequences.uniform(1, tokens, tokens, {
-      ...blocking,
-      sharing: 1,
-    });
-    const attributes = { sequences, scale, ...blocking };
-    const kernels = compressedAttentionKernels(context);
-    kernels.compressedAttention(
-      operandsOf(profile),
-      resultsOf(profile),
+type Enqueue = (context: KernelContext, profile: Profile) => void;
+
+/** Both passes of each operator, by name. */
+const passes: Readonly<Record<string, Enqueue>> = {
+  attention: (context, profile) =>
+    attentionKernels(context).attention(...windowed(profile)),
+  attentionBackward: (context, profile) => {
+    const [operands, , attributes] = windowed(profile);
+    attentionKernels(context).attentionBackward(
+      { ...operands, ...resultsOf(profile) },
+      gradientsOf(operands),
       attributes,
     );
   },
-  ...Object.fromEntries(
-    [1, 2, 4].map((sharing) => [`selected${sharing}`, selected(sharing)]),
-  ),
+  compressed: (context, profile) =>
+    compressedAttentionKernels(context).compressedAttention(
+      ...compressed(profile),
+    ),
+  compressedBackward: (context, profile) => {
+    const [operands, , attributes] = compressed(profile);
+    compressedAttentionKernels(context).compressedAttentionBackward(
+      { ...operands, ...resultsOf(profile) },
+      gradientsOf(operands),
+      attributes,
+    );
+  },
+  ...byName('selected', (sharing) => (context, profile) => {
+    selectedAttentionKernels(context).selectedAttention(
+      ...selected(profile, sharing),
+    );
+  }),
+  ...byName('selectedBackward', (sharing) => (context, profile) => {
+    const [operands, , attributes] = selected(profile, sharing);
+    selectedAttentionKernels(context).selectedAttentionBackward(
+      { ...operands, ...resultsOf(profile) },
+      gradientsOf(operands),
+      attributes,
+    );
+  }),
 };
 
-function selected(sharing: number) {
-  return (context: KernelContext, profile: Profile) => {
-    const sequences = Sequences.uniform(1, tokens, tokens, {
-      length: block,
-      stride: block,
-      sharing,
-    });
-    const indices = nullTensor([tokens / sharing, profile[1], 4], 'i32');
-    const kernels = selectedAttentionKernels(context);
-    kernels.selectedAttention(
-      { ...operandsOf(profile), indices },
-      resultsOf(profile),
-      { sequences, scale, blockSize: block, sharing },
-    );
-  };
+function byName(name: string, pass: (sharing: number) => Enqueue) {
+  return Object.fromEntries(
+    sharings.map((sharing) => [`${name} ${sharing}`, pass(sharing)]),
+  );
+}
+
+function windowed(profile: Profile) {
+  const sequences = Sequences.uniform(1, tokens);
+  const attributes = { sequences, scale, window: 100 };
+  return [operandsOf(profile), resultsOf(profile), attributes] as const;
+}
+
+function compressed(profile: Profile) {
+  const blocking = { length: block, stride: block };
+  const sequences = Sequences.uniform(1, tokens, tokens, {
+    ...blocking,
+    sharing: 1,
+  });
+  const attributes = { sequences, scale, ...blocking };
+  return [operandsOf(profile), resultsOf(profile), attributes] as const;
+}
+
+function selected(profile: Profile, sharing: number) {
+  const sequences = Sequences.uniform(1, tokens, tokens, {
+    length: block,
+    stride: block,
+    sharing,
+  });
+  const indices = nullTensor([tokens / sharing, profile[1], 4], 'i32');
+  const attributes = { sequences, scale, blockSize: block, sharing };
+  const operands = { ...operandsOf(profile), indices };
+  return [operands, resultsOf(profile), attributes] as const;
 }
 
 function resultsOf([heads, , width, , values]: Profile) {
+  const shape = [tokens, heads, values > 0 ? values : width];
   return {
-    o: nullTensor([tokens, heads, values > 0 ? values : width]),
+    o: nullTensor(shape),
+    dO: nullTensor(shape),
     lse: nullTensor([tokens, heads], 'f32'),
   };
 }
 
+function gradientsOf(operands: ReturnType<typeof operandsOf>) {
+  const like = (tensor: Tensor) => nullTensor(tensor.shape);
+  const { q, k, v, qRope, kRope } = operands;
+  return {
+    dQ: like(q),
+    dK: like(k),
+    dV: like(v),
+    ...(qRope && { dQRope: like(qRope) }),
+    ...(kRope && { dKRope: like(kRope) }),
+  };
+}
+
 const cases = Object.keys(profiles).flatMap((profile) =>
-  Object.keys(forward).map(
+  Object.keys(passes).map(
     (name) => [name, profile as keyof typeof profiles] as const,
   ),
 );
@@ -103,11 +148,11 @@ describe('attention by matrix units', () => {
 
   test.each(cases)('%s, %s: the WGSL is valid', async (name, profile) => {
     const launches = launchesOf((context) =>
-      forward[name]?.(context, profiles[profile]),
+      passes[name]?.(context, profiles[profile]),
     );
-    expect(launches.map(({ kernel }) => kernel)).toEqual([
-      expect.stringMatching(/ForwardUnit$/),
-    ]);
+    const names = launches.map(({ kernel }) => kernel);
+    const units = names.filter((kernel) => kernel.endsWith('Unit'));
+    expect(units).toHaveLength(name.includes('Backward') ? 2 : 1);
     for (const launch of launches) {
       expect(await flawsOf(device, launch)).toEqual([]);
     }

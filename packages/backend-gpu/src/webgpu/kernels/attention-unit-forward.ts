@@ -1,13 +1,19 @@
 /** The forward pass over a tile of rows by matrix units, in WGSL. */
 import { type AttentionShape, sources, store } from './attention-products';
 import {
+  eachQuad,
+  fourOf,
+  keyTableOf,
   layoutOf,
   perRow,
-  pitchOf,
-  rowsOf,
+  pitchesOf,
+  putSums,
+  STEP,
+  scaleSums,
+  scoreElements,
+  scoresOf,
   staging,
   threadsOf,
-  UNIT_KEYS,
   type UnitTile,
 } from './attention-unit';
 import { rowTable, type View } from './attention-view';
@@ -30,58 +36,31 @@ export function unitForwardSource(
   view: View,
   tile: UnitTile,
 ) {
-  const { unit, across, down, element, isShared } = tile;
-  const { keyWidth, valueWidth } = tile;
+  const { unit, across, element, isShared, keyWidth, valueWidth } = tile;
   const { q, k, v } = sources(shape);
   const matrices = unitMatrices(unit);
+  const { load, multiply } = matrices;
   const threads = threadsOf(tile);
-  const rows = rowsOf(tile);
   const layout = layoutOf(tile);
-  const keyPitch = pitchOf(keyWidth);
-  const valuePitch = isShared ? keyPitch : pitchOf(valueWidth);
-  const weightPitch = pitchOf(UNIT_KEYS);
+  const pitch = pitchesOf(tile);
   const isPadded = keyWidth > shape.width + shape.ropeWidth;
 
   const depths = keyWidth / unit.k;
-  const scoreColumns = UNIT_KEYS / across / unit.n;
+  const scoreColumns = STEP / across / unit.n;
   const columns = valueWidth / across / unit.n;
-  const elements = unit.m * unit.n;
-  const subgroups = down * across;
 
-  const queries = staging(shape, tile, 'q', q, rows, keyPitch);
-  const keys = staging(shape, tile, 'k', k, UNIT_KEYS, keyPitch);
-  const values = staging(shape, tile, 'v', v, UNIT_KEYS, valuePitch);
+  const queries = staging(shape, tile, 'q', q, scoresOf(tile).rows, pitch.key);
+  const keys = staging(shape, tile, 'k', k, STEP, pitch.key);
+  const values = staging(shape, tile, 'v', v, STEP, pitch.value);
 
-  /** The four scores of a row that a thread has at a time. */
-  const quads = UNIT_KEYS / 4 / perRow(tile);
-  const eachQuad = (text: (i: number) => string) =>
-    unroll(
-      quads,
-      (i) => `{
-    let c = 4u * (part + ${perRow(tile) * i}u);
-    let place = row * ${weightPitch}u + c;
-    let at = slot + c;
-    ${text(i)}
-  }`,
-    );
-  const fourOf = (array: string, from: string) =>
-    [0, 1, 2, 3].map((e) => `${array}[${from} + ${e}u]`).join(', ');
-  const score = `let position = vec4i(${fourOf('keyPosition', 'at')});
-    let isSeen = (position >= vec4i(firstSeen)) & (position <= vec4i(lastSeen));
-    let score = vec4f(${fourOf('scores', 'place')}) * scale;`;
+  const score = `let at = turn % 4u * N + c;
+  let position = vec4i(${fourOf('keyPosition', 'at')});
+  let isSeen = (position >= vec4i(firstSeen)) & (position <= vec4i(lastSeen));
+  let score = vec4f(${fourOf('scores', 'place')}) * scale;`;
   const probability = `let p = select(vec4f(), exp2(min(score - reference, vec4f(${LIMIT}))), isSeen);
-    added += p.x + p.y + p.z + p.w;
-    let w = vec4<${element}>(p);
-    ${unroll(4, (e) => `factors[${layout.weights}u + place + ${e}u] = w[${e}];`)}`;
-
-  /** Slots of keys from `first` on, in one of the four tables. */
-  const keyTable = (base: string, table: string) => `if (tid < N) {
-  let slot = ${base} + tid;
-  var position = -1;
-  if (slot < end) { position = ${view.forward.keyAt}; }
-  keyPosition[${table} + tid] = position;
-  keyRow[${table} + tid] = ${view.keyStart} + u32(max(position, 0));
-}`;
+  added += p.x + p.y + p.z + p.w;
+  let w = vec4<${element}>(p);
+  ${unroll(4, (e) => `factors[${layout.weights}u + place + ${e}u] = w[${e}];`)}`;
 
   return {
     threads,
@@ -98,7 +77,7 @@ var<workgroup> rowLast: array<i32, M>;
 var<workgroup> keyPosition: array<i32, 4 * N>;
 var<workgroup> keyRow: array<u32, 4 * N>;
 var<workgroup> factors: array<${element}, ${layout.size}>;
-var<workgroup> scores: array<f32, ${rows * weightPitch}>;
+var<workgroup> scores: array<f32, ${scoreElements(tile)}>;
 var<workgroup> partial: array<f32, ${threads}>;
 var<workgroup> rowFactor: array<f32, M>;
 var<workgroup> isAbove: atomic<u32>;
@@ -110,8 +89,8 @@ let keyHead = head0 / (H / GK);
 ${matrices.start}
 ${view.forward.range}
 ${rowTable(view, view.forward.row)}
-${keyTable('first', '0u')}
-${keyTable('first + N', 'N')}
+${keyTableOf(view, 'first', '0u')}
+${keyTableOf(view, 'first + N', '1u')}
 ${isPadded ? `for (var x = tid; x < ${layout.size}u; x += ${threads}u) { factors[x] = ${element}(); }` : ''}
 workgroupBarrier();
 {
@@ -122,7 +101,7 @@ workgroupBarrier();
 workgroupBarrier();
 let down = subgroup / ${across}u * ${unit.m}u;
 let across = subgroup % ${across}u;
-${unroll(depths, (p) => `let q${p} = ${matrices.load('Left', 'factors', `down * ${keyPitch}u + ${p * unit.k}u`, false, keyPitch)};`)}
+${unroll(depths, (p) => `let q${p} = ${load('Left', 'factors', `down * ${pitch.key}u + ${p * unit.k}u`, false, pitch.key)};`)}
 workgroupBarrier();
 if (first < end) {
   ${keys.declare}
@@ -146,29 +125,29 @@ for (var base = first; base < end; base += N) {
   ${keys.declare}
   ${keys.load('(turn + 1u) % 4u * N')}
   ${isShared ? '' : `${values.declare}\n${values.load('turn % 4u * N')}`}
-  let keys = ${isShared ? `turn % 2u * ${UNIT_KEYS * keyPitch}u` : '0u'};
+  let keys = ${isShared ? `turn % 2u * ${STEP * pitch.key}u` : '0u'};
   {
     ${unroll(scoreColumns, (j) => `var s${j} = zero;`)}
     ${unroll(
       depths,
       (p) =>
-        `{ ${unroll(scoreColumns, (j) => `let k${j} = ${matrices.load('Right', 'factors', `keys + (across * ${scoreColumns * unit.n}u + ${j * unit.n}u) * ${keyPitch}u + ${p * unit.k}u`, true, keyPitch)};`)}
-    ${unroll(scoreColumns, (j) => `s${j} = ${matrices.multiply(`q${p}`, `k${j}`, `s${j}`)};`)} }`,
+        `{ ${unroll(scoreColumns, (j) => `let k${j} = ${load('Right', 'factors', `keys + (across * ${scoreColumns * unit.n}u + ${j * unit.n}u) * ${pitch.key}u + ${p * unit.k}u`, true, pitch.key)};`)}
+    ${unroll(scoreColumns, (j) => `s${j} = ${multiply(`q${p}`, `k${j}`, `s${j}`)};`)} }`,
     )}
-    ${unroll(scoreColumns, (j) => matrices.store('scores', `down * ${weightPitch}u + across * ${scoreColumns * unit.n}u + ${j * unit.n}u`, `s${j}`, weightPitch))}
+    ${unroll(scoreColumns, (j) => matrices.store('scores', `down * ${pitch.score}u + across * ${scoreColumns * unit.n}u + ${j * unit.n}u`, `s${j}`, pitch.score))}
   }
   workgroupBarrier();
-  ${keys.put(isShared ? `(turn + 1u) % 2u * ${UNIT_KEYS * keyPitch}u` : '0u')}
+  ${keys.put(isShared ? `(turn + 1u) % 2u * ${STEP * pitch.key}u` : '0u')}
   ${isShared ? '' : values.put(`${layout.values}u`)}
-  ${keyTable('base + 2u * N', '(turn + 2u) % 4u * N')}
-  let slot = turn % 4u * N;
+  ${keyTableOf(view, 'base + 2u * N', '(turn + 2u) % 4u')}
   var top = ${LOWEST};
   var added = 0.0;
   ${eachQuad(
-    () => `${score}
-    let seen = select(vec4f(${LOWEST}), score, isSeen);
-    top = max(top, max(max(seen.x, seen.y), max(seen.z, seen.w)));
-    ${probability}`,
+    tile,
+    `${score}
+  let seen = select(vec4f(${LOWEST}), score, isSeen);
+  top = max(top, max(max(seen.x, seen.y), max(seen.z, seen.w)));
+  ${probability}`,
   )}
   if (top > reference + ${LIMIT}) { atomicStore(&isAbove, 1u); }
   if (workgroupUniformLoad(&isAbove) == 1u) {
@@ -181,31 +160,20 @@ for (var base = first; base < end; base += N) {
     reference = next;
     sum *= fade;
     added = 0.0;
-    ${eachQuad(() => `${score}\n    ${probability}`)}
+    ${eachQuad(tile, `${score}\n  ${probability}`)}
     if (part == 0u) { rowFactor[row] = fade; }
-    // Elements of a sum have no names: they are scaled in workgroup memory.
     if (base > first) {
-      ${unroll(
-        columns,
-        (j) => `workgroupBarrier();
-      ${matrices.store('scores', `subgroup * ${elements}u`, `o${j}`, unit.n)}
-      workgroupBarrier();
-      for (var e = tid; e < ${subgroups * elements}u; e += ${threads}u) {
-        scores[e] *= rowFactor[e / ${across * elements}u * ${unit.m}u + e % ${elements}u / ${unit.n}u];
-      }
-      workgroupBarrier();
-      o${j} = ${matrices.load('Sum', 'scores', `subgroup * ${elements}u`, false, unit.n)};`,
-      )}
+      ${scaleSums(tile, matrices, 'o', columns, 'rowFactor[line]')}
     }
     workgroupBarrier();
   }
   sum += added;
   ${unroll(
-    UNIT_KEYS / unit.k,
+    STEP / unit.k,
     (p) => `{
-    let w = ${matrices.load('Left', 'factors', `${layout.weights}u + down * ${weightPitch}u + ${p * unit.k}u`, false, weightPitch)};
-    let values = ${isShared ? 'keys' : `${layout.values}u`} + ${p * unit.k * valuePitch}u + across * ${columns * unit.n}u;
-    ${unroll(columns, (j) => `o${j} = ${matrices.multiply('w', matrices.load('Right', 'factors', `values + ${j * unit.n}u`, false, valuePitch), `o${j}`)};`)}
+    let w = ${load('Left', 'factors', `${layout.weights}u + down * ${pitch.score}u + ${p * unit.k}u`, false, pitch.score)};
+    let values = ${isShared ? 'keys' : `${layout.values}u`} + ${p * unit.k * pitch.value}u + across * ${columns * unit.n}u;
+    ${unroll(columns, (j) => `o${j} = ${multiply('w', load('Right', 'factors', `values + ${j * unit.n}u`, false, pitch.value), `o${j}`)};`)}
   }`,
   )}
   turn++;
@@ -222,18 +190,12 @@ if (part == 0u) {
     lse[rowIndex[row]] = select(bitcast<u32>(norm), 0xff800000u, isEmpty);
   }
 }
-${unroll(
+${putSums(
+  tile,
+  matrices,
+  'o',
   columns,
-  (j) => `workgroupBarrier();
-${matrices.store('scores', `subgroup * ${elements}u`, `o${j}`, unit.n)}
-workgroupBarrier();
-for (var e = 4u * tid; e < ${subgroups * elements}u; e += ${4 * threads}u) {
-  let n = e / ${across * elements}u * ${unit.m}u + e % ${elements}u / ${unit.n}u;
-  let c = e / ${elements}u % ${across}u * ${columns * unit.n}u + ${j * unit.n}u + e % ${unit.n}u;
-  if (rowIsThere[n] == 1u) {
-    storeO(rowIndex[n], c / 4u, vec4f(${fourOf('scores', 'e')}) * rowFactor[n]);
-  }
-}`,
+  'if (rowIsThere[line] == 1u) { storeO(rowIndex[line], c, value * rowFactor[line]); }',
 )}`,
   };
 }
