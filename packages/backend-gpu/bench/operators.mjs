@@ -7,6 +7,7 @@
  *     --products 16384x768x256:NT   [M, K] [K, N], T where stored transposed
  *     --seconds 0.5          measuring time a case
  *     --dawn disable_robustness   Dawn's features besides our own
+ *     --matrices plain, --attention plain   what multiplies f16, forced
  *     --profile HEADSxGROUPSxLATENTxROPE   widths of the global layer
  *
  * A time is that of many dispatches up to `onSubmittedWorkDone`, divided by
@@ -35,11 +36,18 @@ const { values: flags, positionals } = parseArgs({
     },
     longest: { type: 'string', default: '32768' },
     dawn: { type: 'string' },
+    matrices: { type: 'string' },
+    attention: { type: 'string' },
   },
 });
 const wanted = positionals.length > 0 ? positionals : ['matmul', 'attention'];
 const list = (text, comma = ',') => text.split(comma).map(Number);
-const backend = await openWebGpu({ gpu: await specialGpu() });
+const { matrices, attention: attentionBy } = flags;
+const backend = await openWebGpu({
+  gpu: await specialGpu(),
+  ...(matrices && { matrices }),
+  ...(attentionBy && { attention: attentionBy }),
+});
 const results = [];
 const random = Random.fromSeed(1);
 
@@ -256,6 +264,15 @@ for (const dtype of flags.dtype.split(',')) {
   for (const name of wanted) await cases[name](dtype);
 }
 console.log(
-  JSON.stringify({ device: backend.description, results }, undefined, 2),
+  JSON.stringify(
+    {
+      device: backend.description,
+      matrixPath: backend.matrixPath,
+      attentionPath: backend.attentionPath,
+      results,
+    },
+    undefined,
+    2,
+  ),
 );
 await backend.destroy();

@@ -24,6 +24,7 @@ async function mostBindings(operator: OperatorName): Promise<number> {
   let most = 0;
   const kernels = createKernels({
     matrixUnit: undefined,
+    attentionUnit: undefined,
     smallTiles: false,
     run: ({ bindings }: Launch) => {
       most = Math.max(most, present(bindings).length);

@@ -46,7 +46,11 @@ const language = new Set(['subgroup_id']);
 describe('the unit that multiplies matrices', () => {
   test('is the first that sums f16 in f32', () => {
     const unit = { m: 16, n: 8, k: 8, subgroupSize: 32 };
-    expect(matrixUnitOf(adapter(), language)).toEqual(unit);
+    const workgroupBytes = 49_152;
+    expect(matrixUnitOf(adapter(), language)).toEqual({
+      ...unit,
+      workgroupBytes,
+    });
   });
 
   test.each(features)('needs the feature %s', (name) => {

@@ -201,7 +201,11 @@ describe('gpuAdvice', () => {
   it('for a GPU without f16', () => {
     const adapter = {
       ...{ description: 'NVIDIA', isSoftware: false, features: [] },
-      ...{ limits: {}, matrixPath: 'plain' as const },
+      ...{
+        limits: {},
+        matrixPath: 'plain' as const,
+        attentionPath: 'plain' as const,
+      },
     };
     const webgpu = { ...facts.webgpu, adapters: [adapter] };
     expect(gpuAdvice({ ...facts, webgpu }).join()).toMatch(

@@ -10,6 +10,10 @@ export interface MatrixUnit {
   readonly k: number;
   /** Threads of a subgroup, the same for every kernel. */
   readonly subgroupSize: number;
+  /** Memory of a workgroup on the device. */
+  readonly workgroupBytes: number;
+  /** In plain code: slow, so that kernels can be tried on every device. */
+  readonly isEmulated?: boolean;
 }
 
 /** Not in the standard yet: matrix products of a subgroup. */
@@ -25,7 +29,7 @@ interface MatrixConfig {
 }
 
 /** Tiles are laid out in units of at most this extent. */
-const LARGEST = 16;
+export const LARGEST = 16;
 
 /** Workgroup memory and subgroups of the largest kernel. */
 const MOST_BYTES = 49_152;
@@ -56,8 +60,20 @@ export function matrixUnitOf(
     const { componentType, resultComponentType, M, N, K } = config;
     const fits = [M, N, K].every((extent) => LARGEST % extent === 0);
     if (componentType === 'f16' && resultComponentType === 'f32' && fits) {
-      return { m: M, n: N, k: K, subgroupSize: most };
+      return { m: M, n: N, k: K, subgroupSize: most, workgroupBytes: bytes };
     }
   }
   return 'no configuration multiplies f16 into f32';
 }
+
+/** What devices without matrix units try the kernels with. */
+export const emulatedUnit = ({
+  limits,
+}: Pick<GPUAdapter, 'limits'>): MatrixUnit => ({
+  m: LARGEST,
+  n: LARGEST,
+  k: LARGEST,
+  subgroupSize: 32,
+  workgroupBytes: limits.maxComputeWorkgroupStorageSize,
+  isEmulated: true,
+});

@@ -2,7 +2,12 @@
 import { ArgumentError, UnsupportedError } from '@asa/core';
 import { checkKnownAnswer } from '../known-answer';
 import { loadGpu } from './loader';
-import { type MatrixUnit, matrixFeature, matrixUnitOf } from './matrix-unit';
+import {
+  emulatedUnit,
+  type MatrixUnit,
+  matrixFeature,
+  matrixUnitOf,
+} from './matrix-unit';
 import { WebGpuBackend } from './webgpu-backend';
 
 export interface WebGpuOptions {
@@ -17,6 +22,12 @@ export interface WebGpuOptions {
    * units where the device has them, when missing.
    */
   readonly matrices?: 'subgroup' | 'plain';
+  /**
+   * What multiplies f16 in attention: as `matrices` when missing. `emulated`
+   * is plain code in the units' place, slow: for tests on any device, in f32
+   * too.
+   */
+  readonly attention?: 'subgroup' | 'plain' | 'emulated';
   /**
    * Tiles of attention and of matrix products. Small ones compile fast, large
    * ones compute fast; small on software adapters when missing.
@@ -43,7 +54,9 @@ export interface AdapterReport {
   readonly subgroupSizes?: readonly [least: number, most: number];
   /** What multiplies f16 on it: the subgroups' matrix units or plain kernels. */
   readonly matrixPath: 'subgroup' | 'plain';
-  /** Why it is plain. */
+  /** The same for attention. */
+  readonly attentionPath: 'subgroup' | 'plain';
+  /** Why they are plain. */
   readonly noMatrixUnits?: string;
 }
 
@@ -113,7 +126,12 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
   }
   const gpu = options.gpu ?? (await loadGpu(options.boundsChecks));
   const adapter = await findAdapter(gpu, options);
-  const matrixUnit = chooseUnit(gpu, adapter, options);
+  const { matrices, attention = matrices } = options;
+  const matrixUnit = chooseUnit(gpu, adapter, matrices);
+  const attentionUnit =
+    attention === 'emulated'
+      ? emulatedUnit(adapter)
+      : chooseUnit(gpu, adapter, attention);
   const device = await adapter.requestDevice({
     requiredFeatures: wantedFeatures.filter((name) =>
       adapter.features.has(name),
@@ -125,6 +143,7 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
     limitBytes,
     poison,
     matrixUnit,
+    attentionUnit,
     smallTiles: options.tiles ? options.tiles === 'small' : isSoftware,
   });
 }
@@ -132,12 +151,12 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
 function chooseUnit(
   gpu: GPU,
   adapter: GPUAdapter,
-  { matrices }: WebGpuOptions,
+  wanted: WebGpuOptions['matrices'],
 ): MatrixUnit | undefined {
-  if (matrices === 'plain') return undefined;
+  if (wanted === 'plain') return undefined;
   const unit = matrixUnitOf(adapter, gpu.wgslLanguageFeatures);
   if (typeof unit !== 'string') return unit;
-  if (matrices === undefined) return undefined;
+  if (wanted === undefined) return undefined;
   throw new UnsupportedError('open', 'webgpu', `no matrix units, ${unit}`);
 }
 
@@ -200,8 +219,8 @@ function describe(gpu: GPU, adapter: GPUAdapter): AdapterReport {
     limits: limitsOf(adapter),
     ...(least && most && { subgroupSizes: [least, most] as const }),
     ...(typeof unit === 'string'
-      ? { matrixPath: 'plain', noMatrixUnits: unit }
-      : { matrixPath: 'subgroup' }),
+      ? { matrixPath: 'plain', attentionPath: 'plain', noMatrixUnits: unit }
+      : { matrixPath: 'subgroup', attentionPath: 'subgroup' }),
   };
 }
 

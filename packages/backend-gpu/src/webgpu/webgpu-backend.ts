@@ -39,6 +39,7 @@ export interface WebGpuBackendOptions {
   readonly limitBytes: number;
   readonly poison: boolean;
   readonly matrixUnit?: MatrixUnit;
+  readonly attentionUnit?: MatrixUnit;
   readonly smallTiles?: boolean;
 }
 
@@ -103,6 +104,10 @@ export class WebGpuBackend implements Backend, KernelContext {
     return this.options.matrixUnit;
   }
 
+  get attentionUnit(): MatrixUnit | undefined {
+    return this.options.attentionUnit;
+  }
+
   get smallTiles(): boolean {
     return this.options.smallTiles ?? false;
   }
@@ -110,6 +115,13 @@ export class WebGpuBackend implements Backend, KernelContext {
   /** What multiplies f16: the subgroups' matrix units, or plain kernels. */
   get matrixPath(): 'subgroup' | 'plain' {
     return this.matrixUnit ? 'subgroup' : 'plain';
+  }
+
+  /** The same for attention, or plain code in the units' place. */
+  get attentionPath(): 'subgroup' | 'plain' | 'emulated' {
+    const { attentionUnit } = this;
+    if (!attentionUnit) return 'plain';
+    return attentionUnit.isEmulated ? 'emulated' : 'subgroup';
   }
 
   /** Device buffers made since it was opened: a warm step makes none. */

@@ -186,9 +186,12 @@ function printWebGpu({ adapters, openMs, checkMs }: ProbeReport): void {
       ? `, subgroups of ${[...new Set(sizes)].join(' to ')}`
       : '';
     line('', `${features.map(has).join(', ')}${threads}`);
-    const { matrixPath, noMatrixUnits } = adapter;
+    const { matrixPath, attentionPath, noMatrixUnits } = adapter;
     const why = noMatrixUnits ? ` (${noMatrixUnits})` : '';
-    line('', `f16 matrix products: ${matrixPath}${why}`);
+    line(
+      '',
+      `f16 matrix products: ${matrixPath}, attention: ${attentionPath}${why}`,
+    );
     const size = (name: string) => formatBytes(limits[name] ?? 0);
     line(
       '',

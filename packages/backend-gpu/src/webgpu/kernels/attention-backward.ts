@@ -176,7 +176,7 @@ ${unroll(
 }
 
 /** `storeK` and `storeV`: to the gradients, or to a slot of `partial`. */
-function keyStores(
+export function keyStores(
   shape: AttentionShape,
   { parts }: KeyView,
   { K0, K1, V0, V1 }: Channels,

@@ -59,7 +59,7 @@ export const quadOf = (start: number, r: number) =>
   `(${start / 4 + 16 * r}u + tx)`;
 
 /** Rows of all operands are whole vectors of four. */
-function isVector({ width, ropeWidth, valueWidth }: AttentionShape) {
+export function isVector({ width, ropeWidth, valueWidth }: AttentionShape) {
   return [width, ropeWidth, valueWidth].every((extent) => extent % 4 === 0);
 }
 
@@ -83,7 +83,7 @@ interface Part {
 }
 
 /** Element `c` of the part, counted in vectors of `step` channels. */
-const at = (
+export const at = (
   { name, width, pitch = width, start = '0u' }: Part,
   row: string,
   c: string,
@@ -145,7 +145,7 @@ export interface Source {
   readonly parts: readonly SourcePart[];
 }
 
-interface SourcePart extends Part {
+export interface SourcePart extends Part {
   /** Row of the tensor, as WGSL of `row`, the entry of the table. */
   readonly row: string;
 }
@@ -187,7 +187,7 @@ var<workgroup> rowLast: array<i32, M>;
 var<workgroup> keyPosition: array<i32, N>;
 var<workgroup> keyRow: array<u32, N>;`;
 
-const indexOf = { row: 'rowIndex', key: 'keyRow' } as const;
+export const indexOf = { row: 'rowIndex', key: 'keyRow' } as const;
 const isThere = {
   row: (i: string) => `rowLast[${i}] >= 0`,
   key: (i: string) => `keyPosition[${i}] >= 0`,
@@ -237,7 +237,7 @@ export const partials = (row: string) =>
   Array.from({ length: 4 }, (_, p) => `tileA[${row} * ${PITCH}u + ${p}u]`);
 
 /** Slots of `vectors`, one or more a thread. */
-function eachSlot(
+export function eachSlot(
   vectors: number,
   threads: number,
   text: (i: number, x: string) => string,
@@ -333,7 +333,7 @@ workgroupBarrier();
 }`;
 }
 
-const widthOf = ({ width }: Part) =>
+export const widthOf = ({ width }: Part) =>
   width === 'DR' ? 'ropeWidth' : width === 'DV' ? 'valueWidth' : 'width';
 
 /** `to = ` channels 4 c .. 4 c + 3 of the parts one behind the other. */

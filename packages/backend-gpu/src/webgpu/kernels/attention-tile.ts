@@ -24,6 +24,12 @@ import {
   type Tile,
   vectors,
 } from './attention-products';
+import { extentOf, STEP, type UnitTile, unitTileOf } from './attention-unit';
+import {
+  unitBackwardKVSource,
+  unitBackwardQSource,
+} from './attention-unit-backward';
+import { unitForwardSource } from './attention-unit-forward';
 import { covers, type KeyView, type View } from './attention-view';
 import { extent, type KernelContext, sequenceOf } from './context';
 
@@ -39,7 +45,7 @@ export function shapeOf({ q, k, v, qRope }: AttentionOperands): AttentionShape {
   };
 }
 
-/** o = softmax(scores) v */
+/** o = softmax(scores) v, by matrix units where they fit. */
 export function attend(
   context: KernelContext,
   operands: AttentionOperands,
@@ -49,10 +55,20 @@ export function attend(
   const shape = shapeOf(operands);
   const { sequences, forward } = view;
   if (!coversQueries(sequences, o)) fillEmpty(context, o, lse);
-  const tile = rowTile(context, forward.rows, shape.valueWidth);
+  const unitTile = unitTileOf(
+    context,
+    operands,
+    shape,
+    'forward',
+    forward.rows,
+  );
+  const launch = unitTile
+    ? forwardByUnits(shape, view, unitTile)
+    : forwardPlain(context, shape, view);
+  const { constants, ...rest } = launch;
   context.run({
-    kernel: `${view.name}Forward`,
-    constants: { ...constantsOf(shape, view), M: tile.rows, N: COLUMNS },
+    ...rest,
+    constants: { ...constantsOf(shape, view), ...constants },
     bindings: {
       ...operandBindings(shape, operands, sequences),
       ...view.bindings,
@@ -60,9 +76,41 @@ export function attend(
       lse: output(lse, 'u32'),
     },
     uniforms: { scale: f32(view.scale), ...view.uniforms },
-    grid: rowGrid(shape, view, tile),
-    source: () => forwardSource(shape, view, tile),
   });
+}
+
+type Pass = Pick<
+  Launch,
+  'kernel' | 'constants' | 'variant' | 'grid' | 'source'
+>;
+
+function forwardPlain(
+  context: KernelContext,
+  shape: AttentionShape,
+  view: View,
+): Pass {
+  const tile = rowTile(context, view.forward.rows, shape.valueWidth);
+  return {
+    kernel: `${view.name}Forward`,
+    constants: { M: tile.rows, N: COLUMNS },
+    grid: rowGrid(shape, view, tile.rows),
+    source: () => forwardSource(shape, view, tile),
+  };
+}
+
+function forwardByUnits(
+  shape: AttentionShape,
+  view: View,
+  tile: UnitTile,
+): Pass {
+  const rows = extentOf(tile);
+  return {
+    kernel: `${view.name}ForwardUnit`,
+    constants: { M: rows, N: STEP },
+    variant: variantOf(tile),
+    grid: rowGrid(shape, view, rows),
+    source: () => unitForwardSource(shape, view, tile),
+  };
 }
 
 export function attendBackward(
@@ -80,8 +128,12 @@ export function attendBackward(
     dO: vectors(shape).input(dO),
     statistics: input(statistics),
   };
-  backwardQ(context, shape, outputs, view, bindings);
-  backwardKV(context, shape, outputs, view, keyView, bindings);
+  const tiles = {
+    Q: unitTileOf(context, inputs, shape, 'backwardQ', view.forward.rows),
+    KV: unitTileOf(context, inputs, shape, 'backwardKV', keyView.keys),
+  };
+  backwardQ(context, shape, outputs, view, bindings, tiles.Q);
+  backwardKV(context, shape, outputs, view, keyView, bindings, tiles.KV);
   statistics.free();
 }
 
@@ -91,16 +143,23 @@ function backwardQ(
   { dQ, dQRope }: AttentionGradients,
   view: View,
   bindings: Launch['bindings'],
+  unitTile: UnitTile | undefined,
 ): void {
   const { sequences, forward } = view;
   if (!coversQueries(sequences, dQ)) {
     for (const gradient of [dQ, dQRope]) if (gradient) context.clear(gradient);
   }
-  const tile = rowTile(context, forward.rows, shape.width + shape.ropeWidth);
+  const plain = rowTile(context, forward.rows, shape.width + shape.ropeWidth);
+  const rows = unitTile ? extentOf(unitTile) : plain.rows;
   const as = vectors(shape);
   context.run({
-    kernel: `${view.name}BackwardQ`,
-    constants: { ...constantsOf(shape, view), M: tile.rows, N: COLUMNS },
+    kernel: `${view.name}BackwardQ${unitTile ? 'Unit' : ''}`,
+    constants: {
+      ...constantsOf(shape, view),
+      M: rows,
+      N: unitTile ? STEP : COLUMNS,
+    },
+    variant: variantOf(unitTile),
     bindings: {
       ...bindings,
       ...view.bindings,
@@ -108,10 +167,17 @@ function backwardQ(
       dQRope: dQRope && as.output(dQRope),
     },
     uniforms: { scale: f32(view.scale), ...view.uniforms },
-    grid: rowGrid(shape, view, tile),
-    source: () => backwardQSource(shape, view, tile),
+    grid: rowGrid(shape, view, rows),
+    source: () =>
+      unitTile
+        ? unitBackwardQSource(shape, view, unitTile)
+        : backwardQSource(shape, view, plain),
   });
 }
+
+/** What constants do not tell of a tile. */
+const variantOf = (tile: UnitTile | undefined) =>
+  tile && `${tile.element},${tile.isShared},`;
 
 function backwardKV(
   context: KernelContext,
@@ -120,6 +186,7 @@ function backwardKV(
   view: View,
   keyView: KeyView,
   bindings: Launch['bindings'],
+  unitTile: UnitTile | undefined,
 ): void {
   const { heads, keyHeads, width, ropeWidth, valueWidth } = shape;
   const { keys, parts } = keyView;
@@ -143,19 +210,20 @@ function backwardKV(
       : undefined;
   if (ropes && !keyView.coversKeys) context.clear(ropes);
   const rope = ropes ?? dKRope;
-  for (const channels of channelParts(width + ropeWidth, valueWidth)) {
+  const most = unitTile ? Number.POSITIVE_INFINITY : MOST_CHANNELS;
+  for (const channels of channelParts(width + ropeWidth, valueWidth, most)) {
     const { K0, K1, V0, V1 } = channels;
     const tile = keyTile(context, keys, channels);
     context.run({
-      kernel: `${view.name}BackwardKV`,
+      kernel: `${view.name}BackwardKV${unitTile ? 'Unit' : ''}`,
       constants: {
         ...constantsOf(shape, view),
         ...keyView.constants,
         ...channels,
-        M: COLUMNS,
+        M: unitTile ? STEP : COLUMNS,
         N: keys,
       },
-      variant: partial ? 'parts' : '',
+      variant: `${variantOf(unitTile) ?? ''}${partial ? 'parts' : ''}`,
       bindings: {
         ...bindings,
         ...keyView.bindings,
@@ -174,7 +242,10 @@ function backwardKV(
         ...(parts && { slots: u32(parts.slots) }),
       },
       grid: [keyView.tiles, units, view.sequences.count],
-      source: () => backwardKVSource(shape, view, keyView, tile, channels),
+      source: () =>
+        unitTile
+          ? unitBackwardKVSource(shape, view, keyView, unitTile)
+          : backwardKVSource(shape, view, keyView, tile, channels),
     });
   }
   if (partial) {
@@ -213,9 +284,9 @@ function keyTile(
   return { rows: keys, perThread: keys === 64 && vectors <= 3 ? 8 : 4 };
 }
 
-const rowGrid = (shape: AttentionShape, view: View, tile: Tile) =>
+const rowGrid = (shape: AttentionShape, view: View, rows: number) =>
   [
-    view.forward.tiles(tile.rows),
+    view.forward.tiles(rows),
     shape.heads / view.unitHeads,
     view.sequences.count,
   ] as const;
@@ -223,8 +294,12 @@ const rowGrid = (shape: AttentionShape, view: View, tile: Tile) =>
 const MOST_CHANNELS = 384;
 
 /** Channels of dK (rotary ones behind) and dV that one pass sums. */
-function channelParts(keyWidth: number, valueWidth: number): Channels[] {
-  if (keyWidth + valueWidth <= MOST_CHANNELS) {
+function channelParts(
+  keyWidth: number,
+  valueWidth: number,
+  most: number,
+): Channels[] {
+  if (keyWidth + valueWidth <= most) {
     return [{ K0: 0, K1: keyWidth, V0: 0, V1: valueWidth }];
   }
   const cut = (width: number) =>

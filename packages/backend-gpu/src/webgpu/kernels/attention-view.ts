@@ -3,8 +3,10 @@
  * attention, compressed attention and selected attention. Texts are WGSL; `s`
  * is the sequence.
  */
-import type { Sequences } from '@asa/core';
+import type { AttentionOperands, Sequences } from '@asa/core';
 import type { Binding, UniformValue } from '../launch';
+import type { AttentionShape } from './attention-products';
+import { extentOf, unitTileOf } from './attention-unit';
 import type { KernelContext } from './context';
 
 export interface View {
@@ -82,17 +84,20 @@ export function greatestCommonDivisor(a: number, b: number): number {
   return b === 0 ? a : greatestCommonDivisor(b, a % b);
 }
 
-/** Fills the row tables, M threads; `row` as in the views. */
-export const rowTable = (view: View, row: string) => `
+/**
+ * Fills the row tables, M threads; `row` as in the views, `place` that of a
+ * thread's row in the tables.
+ */
+export const rowTable = (view: View, row: string, place = 'tid') => `
 if (tid < M) {
   ${row}
   // Rows that are not there are read like others, and masked.
   let t = s.keyCount - s.queryCount + query;
-  rowIsThere[tid] = select(0u, 1u, isRow);
-  rowIndex[tid] = (s.queryStart + min(query, s.queryCount - 1u)) * H
+  rowIsThere[${place}] = select(0u, 1u, isRow);
+  rowIndex[${place}] = (s.queryStart + min(query, s.queryCount - 1u)) * H
     + head0 + member;
-  rowFirst[tid] = ${view.sees.first};
-  rowLast[tid] = select(-1, ${view.sees.last}, isRow);
+  rowFirst[${place}] = ${view.sees.first};
+  rowLast[${place}] = select(-1, ${view.sees.last}, isRow);
 }`;
 
 /** Fills the key tables from slots, N threads. */
@@ -108,7 +113,14 @@ if (tid < N) {
 workgroupBarrier();`;
 
 /** Keys of a tile of the pass over keys, where as many lie together. */
-export function keysOfTile(context: KernelContext, together: number): number {
+export function keysOfTile(
+  context: KernelContext,
+  operands: AttentionOperands,
+  shape: AttentionShape,
+  together: number,
+): number {
+  const tile = unitTileOf(context, operands, shape, 'backwardKV', together);
+  if (tile) return extentOf(tile);
   const most = context.smallTiles ? 16 : 64;
   let keys = 16;
   while (keys < together && keys < most) keys *= 2;

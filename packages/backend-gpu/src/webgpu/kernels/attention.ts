@@ -72,9 +72,10 @@ function keyViewOf(
   operands: AttentionOperands,
   { sequences, window = WIDEST }: AttentionAttributes,
 ): KeyView {
-  const { heads, keyHeads } = shapeOf(operands);
+  const shape = shapeOf(operands);
+  const { heads, keyHeads } = shape;
   const most = sequences.maxKeys;
-  const keys = keysOfTile(context, most);
+  const keys = keysOfTile(context, operands, shape, most);
   const counts = sequences.list.map(({ keyCount }) => keyCount);
   return {
     ...keysOfQueries({

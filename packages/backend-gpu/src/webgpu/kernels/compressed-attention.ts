@@ -71,9 +71,10 @@ function keyViewOf(
   attributes: CompressedAttentionAttributes,
 ): KeyView {
   const { sequences } = attributes;
-  const { heads, keyHeads } = shapeOf(operands);
+  const shape = shapeOf(operands);
+  const { heads, keyHeads } = shape;
   const most = blockCount(sequences.maxKeys, attributes);
-  const keys = keysOfTile(context, most);
+  const keys = keysOfTile(context, operands, shape, most);
   const blocks = sequences.list.map(({ keyCount }) =>
     blockCount(keyCount, attributes),
   );

@@ -6,6 +6,8 @@ import type { MatrixUnit } from '../matrix-unit';
 export interface KernelContext {
   /** The subgroups' products of f16 matrices, where kernels shall use them. */
   readonly matrixUnit: MatrixUnit | undefined;
+  /** The same for attention's products. */
+  readonly attentionUnit: MatrixUnit | undefined;
   /** Software compiles large tiles for minutes: small ones there. */
   readonly smallTiles: boolean;
   /** Enqueues one dispatch. */

@@ -101,11 +101,12 @@ let end = COUNT * BLOCK;`,
 /** A tile is (a part of) a block, and some of the leaders that chose it. */
 function keyViewOf(
   context: KernelContext,
-  { indices, k }: SelectedAttentionOperands,
+  operands: SelectedAttentionOperands,
   { sequences, blockSize, sharing }: SelectedAttentionAttributes,
   leaders: LeadersOfBlocks,
 ): KeyView {
-  const keys = keysOfTile(context, blockSize);
+  const { indices, k } = operands;
+  const keys = keysOfTile(context, operands, shapeOf(operands), blockSize);
   const tilesOfBlock = Math.ceil(blockSize / keys);
   const { items, declarations, bindings, uniforms } = leaders;
   const counts = sequences.list.map(({ keyCount }) => keyCount);
