@@ -72,8 +72,9 @@ export class Tape {
       }
     }
     const result = new Map<Tensor, Tensor>();
+    const scope = new Scope(gradients.backend);
     for (const source of sources) {
-      const gradient = gradients.take(source);
+      const gradient = gradients.take(scope, source);
       if (gradient) result.set(source, gradient);
     }
     gradients.free();
@@ -114,9 +115,11 @@ export class Tape {
   }
 }
 
-/** The gradients known so far, each owned here. */
+/** The gradients known so far, each owned here but the seed. */
 class Gradients {
   private readonly known = new Map<Allocation, Tensor>();
+  /** Of how many tensors memory is the gradient: `add` gives one to both sides. */
+  private readonly uses = new Map<Allocation, number>();
 
   constructor(
     private readonly seed: Tensor,
@@ -127,7 +130,9 @@ class Gradients {
         `backward: the seed must have the output's shape and type, got ${formatShape(seed.shape)} ${seed.dtype} for ${formatShape(output.shape)} ${output.dtype}`,
       );
     }
-    this.known.set(output.allocation, seed);
+    // The caller's use of it.
+    this.uses.set(seed.allocation, 1);
+    this.set(output, seed);
   }
 
   get backend() {
@@ -141,43 +146,51 @@ class Gradients {
   accumulate(scope: Scope, tensor: Tensor, gradient: Tensor): void {
     const before = this.of(tensor);
     const flat = gradient.reshape(tensor.shape);
-    const isShared =
-      gradient.allocation === this.seed.allocation ||
-      [...this.known.values()].some(
-        (known) => known.allocation === gradient.allocation,
-      );
-    if (before) {
-      const sum = scope.run(add, { a: before, b: flat }, {}).y;
-      this.drop(tensor);
-      this.known.set(tensor.allocation, scope.keep(sum));
-    } else if (isShared) {
-      // `add` passes one gradient to both sides: each needs its own memory.
-      const copy = scope.keep(scope.empty(tensor.shape, tensor.dtype));
-      this.backend.copy(gradient.storage, 0, copy.storage, 0, copy.size);
-      this.known.set(tensor.allocation, copy);
-    } else {
-      this.known.set(tensor.allocation, scope.keep(flat));
+    if (!before) {
+      this.set(tensor, scope.keep(flat));
+      return;
     }
+    const sum = scope.run(add, { a: before, b: flat }, {}).y;
+    this.drop(tensor);
+    this.set(tensor, scope.keep(sum));
   }
 
-  take(tensor: Tensor): Tensor | undefined {
+  /** Hands a gradient over, in memory of its own. */
+  take(scope: Scope, tensor: Tensor): Tensor | undefined {
     const gradient = this.of(tensor);
-    this.known.delete(tensor.allocation);
-    return gradient;
+    if (!gradient) return undefined;
+    if (this.uses.get(gradient.allocation) === 1) {
+      this.known.delete(tensor.allocation);
+      this.uses.delete(gradient.allocation);
+      return gradient;
+    }
+    const copy = scope.keep(scope.empty(tensor.shape, tensor.dtype));
+    this.backend.copy(gradient.storage, 0, copy.storage, 0, copy.size);
+    this.drop(tensor);
+    return copy;
   }
 
   drop(tensor: Tensor): void {
     const gradient = this.known.get(tensor.allocation);
+    if (!gradient) return;
     this.known.delete(tensor.allocation);
-    if (gradient && gradient.allocation !== this.seed.allocation) {
-      gradient.free();
-    }
+    const uses = (this.uses.get(gradient.allocation) ?? 0) - 1;
+    this.uses.set(gradient.allocation, uses);
+    if (uses > 0) return;
+    this.uses.delete(gradient.allocation);
+    gradient.free();
   }
 
   free(): void {
-    for (const gradient of this.known.values()) {
+    for (const [allocation, gradient] of this.known) {
       if (gradient.allocation !== this.seed.allocation) gradient.free();
+      this.known.delete(allocation);
     }
-    this.known.clear();
+  }
+
+  private set(tensor: Tensor, gradient: Tensor): void {
+    const { allocation } = gradient;
+    this.known.set(tensor.allocation, gradient);
+    this.uses.set(allocation, (this.uses.get(allocation) ?? 0) + 1);
   }
 }
