@@ -443,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(2 * HALF_PART)
     addParts(sums, [&](int i, uint4 &part) {
       int block = first + i < u.count ? list[first + i] : -1;
       if (block < 0 || block >= blocks) return;
-      part = from[(i64)(first + i) * LIST_PARTS * 2 * HALF_PART];
+      part = __ldcs(from + (i64)(first + i) * LIST_PARTS * 2 * HALF_PART);
     });
   }
 

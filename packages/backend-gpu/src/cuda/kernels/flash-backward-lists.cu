@@ -273,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(HALF_PART, 3)
           if (tile > 0 && tile * ROWS >= rows) return;
           i64 slot = ((i64)leader * LIST_TILES + tile) * slots +
                      (found[n] & 0xffff) * BLOCK_PARTS;
-          part = unitParts[slot * 2 * HALF_PART];
+          part = __ldcs(unitParts + slot * 2 * HALF_PART);
         });
       }
     }

@@ -52,16 +52,19 @@ __device__ inline void keepWeights(T *tile, const float (&x)[SPAN / 8][4],
   }
 }
 
-/** A warp's columns of a part, as they lie in its lanes. */
+/**
+ * A warp's columns of a part, as they lie in its lanes. Parts pass through the
+ * L2 cache: what is read again and again should stay there.
+ */
 template <int COLUMNS>
 __device__ inline void writePart(uint4 *to, const float (&x)[COLUMNS / 8][4]) {
 #pragma unroll
   for (int n = 0; n < COLUMNS / 16; n++) {
     const float(&low)[4] = x[2 * n];
     const float(&high)[4] = x[2 * n + 1];
-    to[32 * n] = make_uint4(pair(low[0], low[1], T()), pair(low[2], low[3], T()),
-                            pair(high[0], high[1], T()),
-                            pair(high[2], high[3], T()));
+    __stcs(to + 32 * n,
+           make_uint4(pair(low[0], low[1], T()), pair(low[2], low[3], T()),
+                      pair(high[0], high[1], T()), pair(high[2], high[3], T())));
   }
 }
 
