@@ -17,7 +17,10 @@ static_assert(THREADS == GROUP * (GROUPS + 1), "one more copies");
 
 /** Registers of a thread that computes, and of one that copies. */
 #define COMPUTING (GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112)
-#define COPYING (GROUPS == 3 ? 32 : 40)
+#define COPYING (GROUPS == 2 ? 40 : 32)
+static_assert(GROUPS * COMPUTING + COPYING <=
+                  (GROUPS + 1) * (65536 / THREADS / 8 * 8),
+              "a block has what all its threads started with");
 
 /** The thread's warpgroup, as what the compiler knows to be a warp's. */
 __device__ inline int warpgroup() {
@@ -116,7 +119,7 @@ __device__ inline void copyChunks(T *tile, const T *base, int stride,
   T *to = tile + FIRST / 64 * COUNT * 64 + row * 64 +
           ((FIRST % 64 / 8 + piece) ^ row % 8) * 8;
   const T *from = base + piece * 8;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = 0; i < COUNT; i += STEP) {
     if (COUNT % STEP > 0 && i + row >= COUNT) break;
     int at = rowOf(i + row);
