@@ -274,3 +274,28 @@ struct Whole {
     return base >= first && base + N <= end;
   }
 };
+
+/**
+ * Columns 8 n and 8 n + 8 of a lane's row of accumulators: lanes change halves,
+ * so that each has four neighbours, and eight rows whole sectors. `emit(column,
+ * low, high)` takes them as bits; all lanes must be there.
+ */
+template <int COLUMNS, typename Emit>
+__device__ inline void emitRow(const float (&x)[COLUMNS][4], int half,
+                               float factor, Emit emit) {
+  bool isOdd = threadIdx.x & 1;
+  int column = laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n += 2) {
+    unsigned first = pair(x[n][2 * half] * factor,
+                          x[n][2 * half + 1] * factor, T());
+    unsigned second = pair(x[n + 1][2 * half] * factor,
+                           x[n + 1][2 * half + 1] * factor, T());
+    unsigned given = isOdd ? first : second;
+    unsigned taken = __shfl_xor_sync(0xffffffff, given, 1);
+    emit(8 * n + column, isOdd ? taken : first, isOdd ? second : taken);
+  }
+}
+__device__ inline void storeFour(T *at, unsigned low, unsigned high) {
+  *(uint2 *)at = make_uint2(low, high);
+}
