@@ -223,35 +223,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     arriveWarp(&barriers.keysFree);
 
-    // Two columns of a key's gradient, or of this split's part of it.
-    auto write = [&](T *whole, f32 *parts, int width, i64 at, int c, float x,
-                     float y) {
-      if (splits > 1) {
-        storePair(parts + (at * splits + tile.split) * width + c, x, y);
-      } else {
-        storePair(whole + at * width + c, x, y);
-      }
-    };
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       int key = tile.firstKey + row + 8 * half;
-      if (key >= tile.endKey) continue;
+      bool isKey = key < tile.endKey;
       i64 at = ((i64)keyStart(tile.s) + key) * u.keyHeads + tile.keyHead;
+      i64 part = at * splits + tile.split;
+      // Where the walk is shared out, its part in f32.
+      if (splits > 1 && isKey) {
 #pragma unroll
-      for (int n = 0; n < VALUE / 8; n++) {
-        write(dV, partsV, VALUE, at, 8 * n + laneColumn(), sumsV[n][2 * half],
-              sumsV[n][2 * half + 1]);
+        for (int n = 0; n < VALUE / 8; n++) {
+          storePair(partsV + part * VALUE + 8 * n + laneColumn(),
+                    sumsV[n][2 * half], sumsV[n][2 * half + 1]);
+        }
       }
+      if (splits == 1) {
+        emitRow(sumsV, half, 1, [&](int c, unsigned low, unsigned high) {
+          if (isKey) storeFour(dV + at * VALUE + c, low, high);
+        });
+        emitRow(sumsK, half, u.scale, [&](int c, unsigned low, unsigned high) {
+          if (isKey && c < WIDTH) storeFour(dK + at * WIDTH + c, low, high);
+        });
+      }
+      if (!isKey) continue;
 #pragma unroll
       for (int n = 0; n < KEY / 8; n++) {
+        if (8 * n < WIDTH && splits == 1) continue;
         int c = 8 * n + laneColumn();
-        float x = sumsK[n][2 * half] * u.scale;
-        float y = sumsK[n][2 * half + 1] * u.scale;
-        if (8 * n < WIDTH) {
-          write(dK, partsK, WIDTH, at, c, x, y);
-        } else {
-          storePair(dKRope + (at * splits + tile.split) * ROPE + c - WIDTH, x, y);
-        }
+        f32 *to = 8 * n < WIDTH ? partsK + part * WIDTH + c
+                                : dKRope + part * ROPE + c - WIDTH;
+        storePair(to, sumsK[n][2 * half] * u.scale,
+                  sumsK[n][2 * half + 1] * u.scale);
       }
     }
   }

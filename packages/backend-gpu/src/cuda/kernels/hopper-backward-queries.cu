@@ -177,15 +177,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       i64 index = tile.indexOf(u, row + 8 * half);
-      if (index < 0) continue;
-#pragma unroll
-      for (int n = 0; n < KEY / 8; n++) {
-        int c = 8 * n + laneColumn();
-        T *to = 8 * n < WIDTH ? dQ + index * WIDTH + c
-                              : dQRope + index * ROPE + c - WIDTH;
-        storePair(to, sums[n][2 * half] * u.scale,
-                  sums[n][2 * half + 1] * u.scale);
-      }
+      emitRow(sums, half, u.scale, [&](int c, unsigned low, unsigned high) {
+        if (index < 0) return;
+        storeFour(c < WIDTH ? dQ + index * WIDTH + c
+                            : dQRope + index * ROPE + c - WIDTH,
+                  low, high);
+      });
     }
   }
 }

@@ -234,16 +234,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float all = softmax.total[half];
       all += __shfl_xor_sync(0xffffffff, all, 1);
       all += __shfl_xor_sync(0xffffffff, all, 2);
-      int index = tile.indexOf(u, row + 8 * half);
-      if (index < 0) continue;
-      float factor = all == 0 ? 0 : 1 / all;
-      T *to = o + (i64)index * VALUE + laneColumn();
-#pragma unroll
-      for (int n = 0; n < VALUE / 8; n++) {
-        storePair(to + 8 * n, sums[n][2 * half] * factor,
-                  sums[n][2 * half + 1] * factor);
-      }
-      if (laneColumn() > 0) continue;
+      i64 index = tile.indexOf(u, row + 8 * half);
+      emitRow(sums, half, all == 0 ? 0 : 1 / all,
+              [&](int c, unsigned low, unsigned high) {
+                if (index >= 0) storeFour(o + index * VALUE + c, low, high);
+              });
+      if (laneColumn() > 0 || index < 0) continue;
       lse[index] =
           all == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(all);
     }

@@ -17,7 +17,10 @@ static_assert(THREADS == GROUP * (GROUPS + 1), "one more copies");
 
 /** Registers of a thread that computes, and of one that copies. */
 #define COMPUTING (GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112)
-#define COPYING (GROUPS == 3 ? 32 : 40)
+#define COPYING (GROUPS == 2 ? 40 : 32)
+static_assert(GROUPS * COMPUTING + COPYING <=
+                  (GROUPS + 1) * (65536 / THREADS / 8 * 8),
+              "a block has what all its threads started with");
 
 /** The thread's warpgroup, as what the compiler knows to be a warp's. */
 __device__ inline int warpgroup() {
@@ -116,7 +119,7 @@ __device__ inline void copyChunks(T *tile, const T *base, int stride,
   T *to = tile + FIRST / 64 * COUNT * 64 + row * 64 +
           ((FIRST % 64 / 8 + piece) ^ row % 8) * 8;
   const T *from = base + piece * 8;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = 0; i < COUNT; i += STEP) {
     if (COUNT % STEP > 0 && i + row >= COUNT) break;
     int at = rowOf(i + row);
@@ -271,3 +274,28 @@ struct Whole {
     return base >= first && base + N <= end;
   }
 };
+
+/**
+ * Columns 8 n and 8 n + 8 of a lane's row of accumulators: lanes change halves,
+ * so that each has four neighbours, and eight rows whole sectors. `emit(column,
+ * low, high)` takes them as bits; all lanes must be there.
+ */
+template <int COLUMNS, typename Emit>
+__device__ inline void emitRow(const float (&x)[COLUMNS][4], int half,
+                               float factor, Emit emit) {
+  bool isOdd = threadIdx.x & 1;
+  int column = laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n += 2) {
+    unsigned first = pair(x[n][2 * half] * factor,
+                          x[n][2 * half + 1] * factor, T());
+    unsigned second = pair(x[n + 1][2 * half] * factor,
+                           x[n + 1][2 * half + 1] * factor, T());
+    unsigned given = isOdd ? first : second;
+    unsigned taken = __shfl_xor_sync(0xffffffff, given, 1);
+    emit(8 * n + column, isOdd ? taken : first, isOdd ? second : taken);
+  }
+}
+__device__ inline void storeFour(T *at, unsigned low, unsigned high) {
+  *(uint2 *)at = make_uint2(low, high);
+}
