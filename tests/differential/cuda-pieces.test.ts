@@ -95,6 +95,11 @@ const calls: readonly Call[] = [
       }),
     },
     {
+      operator: 'squaredNorm',
+      name: `${3 * size}`,
+      inputs: (t) => ({ x: data(t, 3 * size), total: data('f32', 1) }),
+    },
+    {
       operator: 'cast',
       name: `${size}`,
       attributes: { dtype: 'bf16' },

@@ -7,15 +7,16 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
                                          i64 rows, int width) {
   i64 row = globalIndex() / LANES;
   int columns = row < rows ? width : 0;
-  bool aligned = width % PIECE == 0;
   float delta = 0;
-  for (int c = threadIdx.x % LANES * PIECE; c < columns; c += LANES * PIECE) {
-    float x[PIECE], y[PIECE];
-    loadPiece(x, dO + row * width, c, width, aligned);
-    loadPiece(y, o + row * width, c, width, aligned);
+  choose(width % PIECE == 0, [&](auto piece) {
+    for (int c = threadIdx.x % LANES * PIECE; c < columns; c += LANES * PIECE) {
+      float x[PIECE], y[PIECE];
+      loadPiece(x, dO + row * width, c, width, piece);
+      loadPiece(y, o + row * width, c, width, piece);
 #pragma unroll
-    for (int n = 0; n < PIECE; n++) delta += x[n] * y[n];
-  }
+      for (int n = 0; n < PIECE; n++) delta += x[n] * y[n];
+    }
+  });
   delta = rowSum(delta);
   if (row >= rows || threadIdx.x % LANES > 0) return;
   float all = lse[row];

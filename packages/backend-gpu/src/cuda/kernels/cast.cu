@@ -4,7 +4,9 @@
 extern "C" __global__ void cast(const X *x, Y *y, i64 count) {
   i64 at = PIECE * globalIndex();
   if (at >= count) return;
-  float value[PIECE];
-  loadPiece(value, x, at, count);
-  storePiece(y, at, count, value);
+  choose(at + PIECE <= count, [&](auto piece) {
+    float value[PIECE];
+    loadPiece(value, x, at, count, piece);
+    storePiece(y, at, count, value, piece);
+  });
 }

@@ -11,25 +11,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                  int vocabulary) {
   i64 n = blockIdx.x;
   logits += n * vocabulary;
-  bool aligned = vocabulary % PIECE == 0;
   float most = -INFINITE;
   float sum = 0;
-  for (int v = threadIdx.x * PIECE; v < vocabulary; v += THREADS * PIECE) {
-    float x[PIECE];
-    loadPiece(x, logits, v, vocabulary, aligned);
-    float top = most;
+  choose(vocabulary % PIECE == 0, [&](auto piece) {
+    float next[PIECE];
+    int v = threadIdx.x * PIECE;
+    if (v < vocabulary) loadPiece(next, logits, v, vocabulary, piece);
+    for (; v < vocabulary; v += THREADS * PIECE) {
+      float x[PIECE];
+      float top = most;
 #pragma unroll
-    for (int i = 0; i < PIECE; i++) {
-      if (v + i < vocabulary) top = fmaxf(top, x[i]);
-    }
-    if (top == -INFINITE) continue;
-    sum *= expf(most - top);
-    most = top;
+      for (int i = 0; i < PIECE; i++) {
+        x[i] = v + i < vocabulary ? next[i] : -INFINITE;
+        top = fmaxf(top, x[i]);
+      }
+      // Behind the thread, while it sums.
+      int ahead = v + THREADS * PIECE;
+      if (ahead < vocabulary) loadPiece(next, logits, ahead, vocabulary, piece);
+      if (top == -INFINITE) continue;
+      sum *= expf(most - top);
+      most = top;
 #pragma unroll
-    for (int i = 0; i < PIECE; i++) {
-      if (v + i < vocabulary) sum += expf(x[i] - top);
+      for (int i = 0; i < PIECE; i++) sum += expf(x[i] - top);
     }
-  }
+  });
   float top = blockMax(most);
   float all = top + logf(blockSum(most == -INFINITE ? 0 : sum * expf(most - top)));
   if (threadIdx.x > 0) return;
@@ -49,16 +54,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   i64 n = blockIdx.x / blocks;
   int v = (blockIdx.x % blocks * THREADS + threadIdx.x) * PIECE;
   if (v >= vocabulary) return;
-  bool aligned = vocabulary % PIECE == 0;
   int target = targets[n];
   float all = lse[n];
   float d = target == -1 ? 0 : dLoss[n];
-  float x[PIECE];
-  loadPiece(x, logits + n * vocabulary, v, vocabulary, aligned);
+  choose(vocabulary % PIECE == 0, [&](auto piece) {
+    float x[PIECE];
+    loadPiece(x, logits + n * vocabulary, v, vocabulary, piece);
 #pragma unroll
-  for (int i = 0; i < PIECE; i++) {
-    float p = expf(x[i] - all) - (v + i == target);
-    x[i] = target == -1 ? 0 : d * p;
-  }
-  storePiece(dLogits + n * vocabulary, v, vocabulary, x, aligned);
+    for (int i = 0; i < PIECE; i++) {
+      float p = expf(x[i] - all) - (v + i == target);
+      x[i] = target == -1 ? 0 : d * p;
+    }
+    storePiece(dLogits + n * vocabulary, v, vocabulary, x, piece);
+  });
 }

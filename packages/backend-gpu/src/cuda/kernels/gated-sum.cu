@@ -1,52 +1,54 @@
 #include "pieces.cuh"
 
-#define MOST_BRANCHES 3
+#ifndef BRANCHES
+#define BRANCHES 2
+#endif
 
-/** What both passes read; `window` and `bias` may be missing. */
+/** What both passes read; `bias` may be missing. */
 struct Branches {
   const T *gates, *bias;
-  const T *o[MOST_BRANCHES];
-  int count, heads, width;
+  const T *o[3];
+  int heads, width;
 };
 
 /** g = sigmoid(gates + bias) of a row's branches. */
-__device__ inline void loadGates(float (&g)[MOST_BRANCHES], const Branches &u,
+__device__ inline void loadGates(float (&g)[BRANCHES], const Branches &u,
                                  i64 row) {
   int head = (unsigned)row % u.heads;
 #pragma unroll
-  for (int branch = 0; branch < MOST_BRANCHES; branch++) {
-    if (branch == u.count) break;
-    float logit = widen(u.gates[row * u.count + branch]);
-    if (u.bias) logit += widen(u.bias[head * u.count + branch]);
-    g[branch] = sigmoid(logit);
+  for (int branch = 0; branch < BRANCHES; branch++) {
+    g[branch] = widen(u.gates[row * BRANCHES + branch]);
+    if (u.bias) g[branch] += widen(u.bias[head * BRANCHES + branch]);
+    g[branch] = sigmoid(g[branch]);
   }
 }
 
 /** y[n, i] = sum over branches of g o; a thread a piece of a row */
 extern "C" __global__ void gatedSum(Branches u, T *y, i64 rows) {
-  int pieces = (u.width + PIECE - 1) / PIECE;
-  i64 row = globalIndex() / pieces;
+  unsigned pieces = (u.width + PIECE - 1) / PIECE;
+  i64 row = (unsigned)globalIndex() / pieces;
   if (row >= rows) return;
-  int c = globalIndex() % pieces * PIECE;
-  bool aligned = u.width % PIECE == 0;
-  float g[MOST_BRANCHES];
-  loadGates(g, u, row);
-  float sum[PIECE];
-  clear(sum);
+  i64 c = (unsigned)globalIndex() % pieces * PIECE;
+  choose(u.width % PIECE == 0, [&](auto piece) {
+    float x[BRANCHES][PIECE], g[BRANCHES], sum[PIECE];
 #pragma unroll
-  for (int branch = 0; branch < MOST_BRANCHES; branch++) {
-    if (branch == u.count) break;
-    float x[PIECE];
-    loadPiece(x, u.o[branch] + row * u.width, c, u.width, aligned);
+    for (int branch = 0; branch < BRANCHES; branch++) {
+      loadPiece(x[branch], u.o[branch] + row * u.width, c, u.width, piece);
+    }
+    loadGates(g, u, row);
+    clear(sum);
 #pragma unroll
-    for (int n = 0; n < PIECE; n++) sum[n] += g[branch] * x[n];
-  }
-  storePiece(y + row * u.width, c, u.width, sum, aligned);
+    for (int branch = 0; branch < BRANCHES; branch++) {
+#pragma unroll
+      for (int n = 0; n < PIECE; n++) sum[n] += g[branch] * x[branch][n];
+    }
+    storePiece(y + row * u.width, c, u.width, sum, piece);
+  });
 }
 
 struct Gradients {
   T *gates;
-  T *o[MOST_BRANCHES];
+  T *o[3];
 };
 
 /**
@@ -58,33 +60,34 @@ extern "C" __global__ void gatedSumBackward(Branches u, const T *dY,
   i64 row = globalIndex() / LANES;
   // Lanes without a row take part in the sums.
   bool isRow = row < rows;
-  bool aligned = u.width % PIECE == 0;
-  float g[MOST_BRANCHES] = {};
-  float dots[MOST_BRANCHES] = {};
+  float g[BRANCHES], dots[BRANCHES] = {};
   if (isRow) loadGates(g, u, row);
   int width = isRow ? u.width : 0;
-  for (int c = threadIdx.x % LANES * PIECE; c < width; c += LANES * PIECE) {
-    float dy[PIECE];
-    loadPiece(dy, dY + row * u.width, c, u.width, aligned);
+  choose(u.width % PIECE == 0, [&](auto piece) {
+    for (int c = threadIdx.x % LANES * PIECE; c < width; c += LANES * PIECE) {
+      float x[BRANCHES][PIECE], dy[PIECE];
+      loadPiece(dy, dY + row * u.width, c, u.width, piece);
 #pragma unroll
-    for (int branch = 0; branch < MOST_BRANCHES; branch++) {
-      if (branch == u.count) break;
-      float x[PIECE];
-      loadPiece(x, u.o[branch] + row * u.width, c, u.width, aligned);
-#pragma unroll
-      for (int n = 0; n < PIECE; n++) {
-        dots[branch] += dy[n] * x[n];
-        x[n] = g[branch] * dy[n];
+      for (int branch = 0; branch < BRANCHES; branch++) {
+        loadPiece(x[branch], u.o[branch] + row * u.width, c, u.width, piece);
       }
-      storePiece(d.o[branch] + row * u.width, c, u.width, x, aligned);
-    }
-  }
 #pragma unroll
-  for (int branch = 0; branch < MOST_BRANCHES; branch++) {
-    if (branch == u.count) break;
-    float gradient = g[branch] * (1 - g[branch]) * rowSum(dots[branch]);
+      for (int branch = 0; branch < BRANCHES; branch++) {
+#pragma unroll
+        for (int n = 0; n < PIECE; n++) {
+          dots[branch] += dy[n] * x[branch][n];
+          x[branch][n] = g[branch] * dy[n];
+        }
+        storePiece(d.o[branch] + row * u.width, c, u.width, x[branch], piece);
+      }
+    }
+  });
+#pragma unroll
+  for (int branch = 0; branch < BRANCHES; branch++) {
+    float dot = rowSum(dots[branch]);
     if (!isRow || threadIdx.x % LANES > 0) continue;
-    d.gates[row * u.count + branch] = narrow<T>(gradient);
-    if (terms) terms[row * u.count + branch] = gradient;
+    float gradient = g[branch] * (1 - g[branch]) * dot;
+    d.gates[row * BRANCHES + branch] = narrow<T>(gradient);
+    if (terms) terms[row * BRANCHES + branch] = gradient;
   }
 }

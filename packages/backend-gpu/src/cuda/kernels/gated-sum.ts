@@ -28,7 +28,7 @@ export const gatedSumKernels = (
     context.run({
       file: 'gated-sum',
       entry: 'gatedSum',
-      defines: typed(y),
+      defines: { ...typed(y), BRANCHES: inputs.window ? 3 : 2 },
       ...elementwise(rows * Math.ceil(width / PIECE)),
       arguments: [...branches(inputs), y, i64(rows)],
     });
@@ -43,7 +43,11 @@ export const gatedSumKernels = (
     context.run({
       file: 'gated-sum',
       entry: 'gatedSumBackward',
-      defines: { ...typed(dY), LANES: lanes },
+      defines: {
+        ...typed(dY),
+        BRANCHES: inputs.window ? 3 : 2,
+        LANES: lanes,
+      },
       ...elementwise(rows * lanes),
       arguments: [
         ...branches(inputs),
@@ -70,7 +74,6 @@ function branches({ gates, bias, compressed, selected, window }: Operands) {
     compressed,
     selected,
     window,
-    i32(window ? 3 : 2),
     i32(extent(compressed, 1)),
     i32(extent(compressed, 2)),
   ] as const;

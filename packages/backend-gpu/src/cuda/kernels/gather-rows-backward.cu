@@ -25,7 +25,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
                        T *dx, int count, i64 width, int words) {
   __shared__ unsigned hits[THREADS / 32];
   int r = blockIdx.x;
-  bool aligned = width % PIECE == 0;
   marks += (i64)r * words;
   // Columns past the threads take further rounds.
   for (i64 first = 0; first < width; first += THREADS * PIECE) {
@@ -45,14 +44,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
         for (int word = 0; c < width && word < THREADS / 32; word++) {
           for (unsigned left = hits[word]; left; left &= left - 1) {
             i64 hit = base + 32 * word + __ffs(left) - 1;
-            float x[PIECE];
-            loadPiece(x, dy + hit * width, c, width, aligned);
+            choose(width % PIECE == 0, [&](auto piece) {
+              float x[PIECE];
+              loadPiece(x, dy + hit * width, c, width, piece);
 #pragma unroll
-            for (int n = 0; n < PIECE; n++) sum[n] += x[n];
+              for (int n = 0; n < PIECE; n++) sum[n] += x[n];
+            });
           }
         }
       }
     }
-    if (c < width) storePiece(dx + r * width, c, width, sum, aligned);
+    if (c >= width) continue;
+    choose(width % PIECE == 0, [&](auto piece) {
+      storePiece(dx + r * width, c, width, sum, piece);
+    });
   }
 }

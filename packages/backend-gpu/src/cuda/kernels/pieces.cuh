@@ -67,29 +67,44 @@ __device__ inline void clear(float (&x)[PIECE]) {
   for (int n = 0; n < PIECE; n++) x[n] = 0;
 }
 
+/** Of a piece: all of it is there; it may end early, or lie anywhere. */
+struct Whole {};
+struct Ragged {};
+
 /**
- * Elements `at ..` of an array or a row of `count`; 0 past its end. Rows are
- * `aligned` where they are whole pieces.
+ * body(Whole()) or body(Ragged()): one choice for all pieces that a thread
+ * loads, so that its loads come one behind another and wait together.
  */
+template <typename Body> __device__ inline void choose(bool whole, Body body) {
+  if (whole) {
+    body(Whole());
+  } else {
+    body(Ragged());
+  }
+}
+
+/** Elements `at ..` of an array or a row of `count`; 0 past its end. */
+template <typename X>
+__device__ inline void loadPiece(float (&x)[PIECE], const X *from, i64 at, i64,
+                                 Whole) {
+  loadWhole<X>(x, from + at);
+}
 template <typename X>
 __device__ inline void loadPiece(float (&x)[PIECE], const X *from, i64 at,
-                                 i64 count, bool aligned = true) {
-  if (aligned && at + PIECE <= count) {
-    loadWhole<X>(x, from + at);
-    return;
-  }
+                                 i64 count, Ragged) {
 #pragma unroll
   for (int n = 0; n < PIECE; n++) {
     x[n] = at + n < count ? widen(from[at + n]) : 0;
   }
 }
 template <typename X>
+__device__ inline void storePiece(X *to, i64 at, i64, const float (&x)[PIECE],
+                                  Whole) {
+  storeWhole<X>(to + at, x);
+}
+template <typename X>
 __device__ inline void storePiece(X *to, i64 at, i64 count,
-                                  const float (&x)[PIECE], bool aligned = true) {
-  if (aligned && at + PIECE <= count) {
-    storeWhole<X>(to + at, x);
-    return;
-  }
+                                  const float (&x)[PIECE], Ragged) {
 #pragma unroll
   for (int n = 0; n < PIECE; n++) {
     if (at + n < count) to[at + n] = narrow<X>(x[n]);

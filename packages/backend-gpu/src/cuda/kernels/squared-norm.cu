@@ -1,17 +1,23 @@
 #include "pieces.cuh"
 
-/** Sums of squares, one a block, so that every order is fixed. */
+/**
+ * Sums of squares, one a block, so that every order is fixed; of a single block
+ * the total grows by it.
+ */
 extern "C" __global__ void squaredNorm(const T *x, float *partial, i64 count) {
   float sum = 0;
   i64 step = (i64)gridDim.x * blockDim.x * PIECE;
   for (i64 at = PIECE * globalIndex(); at < count; at += step) {
-    float value[PIECE];
-    loadPiece(value, x, at, count);
+    choose(at + PIECE <= count, [&](auto piece) {
+      float value[PIECE];
+      loadPiece(value, x, at, count, piece);
 #pragma unroll
-    for (int n = 0; n < PIECE; n++) sum += value[n] * value[n];
+      for (int n = 0; n < PIECE; n++) sum += value[n] * value[n];
+    });
   }
   sum = blockSum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  if (threadIdx.x > 0) return;
+  partial[blockIdx.x] = gridDim.x == 1 ? *partial + sum : sum;
 }
 
 /** total += the sum of the parts */

@@ -3,15 +3,18 @@ import { type KernelContext, type Kernels, PIECE, typed } from './context';
 
 const THREADS = 256;
 const MOST_PARTS = 1024;
+/** Pieces of a thread where one block is enough: a launch takes as long. */
+const FEW = 4;
 
 export const squaredNormKernels = (
   context: KernelContext,
 ): Kernels<'squaredNorm'> => ({
   /** Some sums side by side, then their sum. */
   squaredNorm({ x, total }) {
-    const parts = Math.min(MOST_PARTS, Math.ceil(x.size / (PIECE * THREADS)));
-    if (parts === 0) return;
-    const partial = context.scratch(parts, 'f32');
+    const pieces = Math.ceil(x.size / (PIECE * THREADS));
+    if (pieces === 0) return;
+    const parts = pieces <= FEW ? 1 : Math.min(MOST_PARTS, pieces);
+    const partial = parts > 1 ? context.scratch(parts, 'f32') : total;
     const common = {
       file: 'squared-norm',
       defines: typed(x),
@@ -23,6 +26,7 @@ export const squaredNormKernels = (
       grid: [parts],
       arguments: [x, partial, i64(x.size)],
     });
+    if (parts === 1) return;
     context.run({
       ...common,
       entry: 'squaredNormTotal',

@@ -4,14 +4,16 @@
 extern "C" __global__ void swiglu(const T *gate, const T *up, T *y, i64 count) {
   i64 at = PIECE * globalIndex();
   if (at >= count) return;
-  float x[PIECE], factor[PIECE];
-  loadPiece(x, gate, at, count);
-  if (up) loadPiece(factor, up, at, count);
+  choose(at + PIECE <= count, [&](auto piece) {
+    float x[PIECE], factor[PIECE];
+    loadPiece(x, gate, at, count, piece);
+    if (up) loadPiece(factor, up, at, count, piece);
 #pragma unroll
-  for (int n = 0; n < PIECE; n++) {
-    x[n] *= sigmoid(x[n]) * (up ? factor[n] : 1);
-  }
-  storePiece(y, at, count, x);
+    for (int n = 0; n < PIECE; n++) {
+      x[n] *= sigmoid(x[n]) * (up ? factor[n] : 1);
+    }
+    storePiece(y, at, count, x, piece);
+  });
 }
 
 /** dGate = dy up s (1 + gate (1 - s)), dUp = dy gate s, s = sigmoid(gate) */
@@ -20,17 +22,19 @@ extern "C" __global__ void swigluBackward(const T *gate, const T *up,
                                           i64 count) {
   i64 at = PIECE * globalIndex();
   if (at >= count) return;
-  float x[PIECE], factor[PIECE], d[PIECE];
-  loadPiece(x, gate, at, count);
-  if (up) loadPiece(factor, up, at, count);
-  loadPiece(d, dy, at, count);
+  choose(at + PIECE <= count, [&](auto piece) {
+    float x[PIECE], factor[PIECE], d[PIECE];
+    loadPiece(x, gate, at, count, piece);
+    loadPiece(d, dy, at, count, piece);
+    if (up) loadPiece(factor, up, at, count, piece);
 #pragma unroll
-  for (int n = 0; n < PIECE; n++) {
-    float s = sigmoid(x[n]);
-    float slope = d[n] * s;
-    d[n] = slope * (up ? factor[n] : 1) * (1 + x[n] * (1 - s));
-    x[n] *= slope;
-  }
-  storePiece(dGate, at, count, d);
-  if (dUp) storePiece(dUp, at, count, x);
+    for (int n = 0; n < PIECE; n++) {
+      float s = sigmoid(x[n]);
+      float slope = d[n] * s;
+      d[n] = slope * (up ? factor[n] : 1) * (1 + x[n] * (1 - s));
+      x[n] *= slope;
+    }
+    storePiece(dGate, at, count, d, piece);
+    if (dUp) storePiece(dUp, at, count, x, piece);
+  });
 }
