@@ -290,6 +290,9 @@ template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }
 // hopper-ptx.cuh: the same, in the same way.
 typedef unsigned long long MatrixPlace;
 typedef unsigned long long Mbarrier;
+inline void cpAsync4(void *shared, const void *global, bool valid) {
+  asaCopyAsync(shared, global, valid, 4);
+}
 inline void wgmmaFence() { asaWgmmaFence(); }
 inline void wgmmaCommit() { asaCommitProducts(); }
 template <int PENDING> inline void wgmmaWait() { asaWaitForProducts(PENDING); }

@@ -111,7 +111,7 @@ async function median(call) {
 }
 
 /** An odd number of tokens, with an end in every tile. */
-const CHECKED = 777;
+const CHECKED = 1111;
 /** Of the root mean square; of a 16-bit type's roundings. */
 const ALLOWED = 0.01;
 

@@ -3,13 +3,16 @@
  * card, with tiles as the kernels lay them, and says where the first wrong
  * number is. Through the built packages, from a checkout:
  *
- *   node packages/backend-gpu/bench/hopper-check.mjs
+ *   node packages/backend-gpu/bench/hopper-check.mjs [--tokens 1500]
  *
  * Every number is exact in 16 bits, and every sum in 32: nothing may differ.
+ * Then it compares dense attention in the widths of models with itself in f32,
+ * which takes other kernels, in the root mean square.
  */
 import { readFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
 import { openCuda } from '@asa/backend-gpu/cuda';
-import { operators, Random, Scope } from '@asa/core';
+import { operators, Random, Scope, Sequences } from '@asa/core';
 
 const folder = new URL('../src/cuda/kernels/', import.meta.url);
 const headers = Object.fromEntries(
@@ -92,8 +95,23 @@ let failures = 0;
 for (const dtype of ['bf16', 'f16']) {
   for (const [key, value, keys] of forms) await check(dtype, key, value, keys);
 }
+const { values: flags } = parseArgs({
+  options: { tokens: { type: 'string', default: '1500' } },
+});
+const tokens = Number(flags.tokens);
+/** Heads, groups, width, rotary columns, width of values; 0: latent. */
+const models = [
+  [32, 2, 128, 0, 128],
+  [24, 8, 64, 0, 64],
+  [16, 16, 64, 32, 64],
+  [32, 2, 128, 64, 0],
+  [8, 8, 128, 64, 128],
+];
+for (const dtype of ['bf16', 'f16']) {
+  for (const model of models) await checkModel(dtype, model);
+}
 await backend.destroy();
-console.log(failures === 0 ? 'all products agree' : `${failures} failed`);
+console.log(failures === 0 ? 'all agree' : `${failures} failed`);
 process.exitCode = failures === 0 ? 0 : 1;
 
 async function check(dtype, key, value, keys) {
@@ -176,4 +194,95 @@ async function compare(name, scope, tensor, want, width) {
   console.log(
     `WRONG   ${name}: ${wrong.length} of ${want.length}, in ${rowsOf.size} rows and ${columns.size} columns; first row ${Math.floor(n / width)}, column ${n % width}: ${got[n]}, not ${want[n]}`,
   );
+}
+
+async function checkModel(dtype, [heads, groups, width, rope, value]) {
+  const scope = new Scope(backend);
+  const blocking = { length: 8, stride: 4, sharing: 1 };
+  const sequences = Sequences.packed(
+    [Math.ceil(tokens / 3), tokens].map((queries) => ({ queries })),
+    blocking,
+  );
+  const cast = (x, to) => scope.run(operators.cast, { x }, { dtype: to }).y;
+  const filled = (...shape) => {
+    const size = shape.reduce((n, d) => n * d, 1);
+    const data = Float32Array.from({ length: size }, () => random.normal());
+    return cast(scope.tensor(data, shape, 'f32'), dtype);
+  };
+  const rows = sequences.queryRows;
+  const scale = 1 / Math.sqrt(width + rope);
+  const calls = [
+    ['attention', rows, { sequences, scale }],
+    ['attention', rows, { sequences, scale, window: 300 }],
+    [
+      'compressedAttention',
+      sequences.blockRows(blocking),
+      { sequences, scale, length: 8, stride: 4 },
+    ],
+  ];
+  for (const [operator, keys, attributes] of calls) {
+    const k = filled(keys, groups, width);
+    const inputs = {
+      ...{ q: filled(rows, heads, width), k },
+      v: value ? filled(keys, groups, value) : k,
+      ...(rope && {
+        qRope: filled(rows, heads, rope),
+        kRope: filled(keys, 1, rope),
+      }),
+    };
+    const name = `${dtype}, ${heads} heads of ${width} and ${rope}, ${groups} groups, values of ${value}: ${operator}${attributes.window ? ' of a window' : ''}`;
+    const results = await compareRun(scope, name, operator, inputs, attributes);
+    const gradient = {
+      ...inputs,
+      ...results,
+      dO: filled(...results.o.shape),
+    };
+    const backward = `${operator}Backward`;
+    await compareRun(
+      scope,
+      `${name}, backward`,
+      backward,
+      gradient,
+      attributes,
+    );
+  }
+  sequences.free();
+  scope.free();
+}
+
+/** Runs an operator, and once more in f32. */
+async function compareRun(scope, name, operator, inputs, attributes) {
+  const made = new Map();
+  const wide = (x) => {
+    if (!x || x.dtype === 'f32') return x;
+    const y =
+      made.get(x) ?? scope.run(operators.cast, { x }, { dtype: 'f32' }).y;
+    made.set(x, y);
+    return y;
+  };
+  const widened = Object.fromEntries(
+    Object.entries(inputs).map(([key, x]) => [key, wide(x)]),
+  );
+  const got = scope.run(operators[operator], inputs, attributes);
+  const want = scope.run(operators[operator], widened, attributes);
+  for (const key in want) {
+    if (!want[key]) continue;
+    const [a, b] = [
+      await scope.read(wide(got[key])),
+      await scope.read(want[key]),
+    ];
+    let [error, size] = [0, 0];
+    b.forEach((x, n) => {
+      // An LSE of nothing is -inf in both.
+      if (a[n] !== x) error += (a[n] - x) ** 2;
+      if (Number.isFinite(x)) size += x ** 2;
+    });
+    const ratio = Math.sqrt(error / size);
+    const isGood = ratio <= 0.01;
+    if (!isGood) failures += 1;
+    console.log(
+      `${isGood ? 'ok     ' : 'WRONG  '} ${name}: ${key} ${ratio.toExponential(1)}`,
+    );
+  }
+  return got;
 }

@@ -62,7 +62,7 @@ struct KeyTile {
 
 __device__ inline void copyAll(const Call &u, const T *dO,
                                const float2 *statistics, T *tileK, T *tileV,
-                               T *stages, float2 (&known)[STAGES][N],
+                               T *stages, float (&known)[STAGES][2 * N],
                                Barriers &barriers, int count, int splits,
                                int sequences) {
   Copies copies = {0};
@@ -97,7 +97,9 @@ __device__ inline void copyAll(const Call &u, const T *dO,
       copyChunks<N, 0, VALUE>(stage + QUERIES_SIZE, dO, VALUE, rowOf);
       if (thread < N) {
         int row = rowOf(thread);
-        cpAsync8(&known[turn.stage][thread], statistics + row, row >= 0);
+        const float *from = &statistics[row].x;
+        cpAsync4(&known[turn.stage][thread], from, row >= 0);
+        cpAsync4(&known[turn.stage][N + thread], from + 1, row >= 0);
       }
       copies.commit(&barriers.rows[turn.stage]);
       turn.next();
@@ -112,8 +114,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                        int splits, int sequences) {
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
-  // Of each row its LSE and dO . o.
-  __shared__ float2 known[STAGES][N];
+  // The rows' LSE, then their dO . o: of two columns at a time, as reading
+  // shared memory is the limit.
+  __shared__ __align__(16) float known[STAGES][2 * N];
   T *tileK = tilesIn(memory);
   T *tileV = LATENT ? tileK : tileK + tileSize(ROWS, KEY);
   T *stages = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
@@ -172,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       turn.next();
       if (base < someEnd && base + N > someFirst) {
         int stage = now.stage * (STAGE_SIZE * 2 / 16);
-        const float2 *rows = known[now.stage] + laneColumn();
+        const float *logs = known[now.stage] + laneColumn();
         float p[N / 8][4], dP[N / 8][4];
         unsigned weights[N / 16][4], dS[N / 16][4];
         wgmmaFence();
@@ -184,10 +187,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         hold(p);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
+          float2 two = *(const float2 *)(logs + 8 * n);
+          float log[2] = {two.x * LOG2_E, two.y * LOG2_E};
 #pragma unroll
           for (int e = 0; e < 4; e++) {
-            float log = rows[8 * n + e % 2].x * LOG2_E;
-            p[n][e] = exp2Fast(p[n][e] * scale - log);
+            p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
           }
         }
         // Rows that are none have q, dO and statistics of 0: they add 0.
@@ -202,10 +206,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         hold(dP);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
+          float2 two = *(const float2 *)(logs + N + 8 * n);
+          float delta[2] = {two.x, two.y};
 #pragma unroll
-          for (int e = 0; e < 4; e++) {
-            p[n][e] *= dP[n][e] - rows[8 * n + e % 2].y;
-          }
+          for (int e = 0; e < 4; e++) p[n][e] *= dP[n][e] - delta[e % 2];
         }
         operandsOf(dS, p);
         hold(dS);

@@ -201,18 +201,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
         if (!whole.has(base)) rows.hide(scores, -INFINITE, base);
         bool fades = softmax.weigh(scores, scale);
-        wgmmaWait<0>();
-        hold(sums);
-        hold(weights);
-        free(before);
-        operandsOf(weights, scores);
+        // In branches: else the compiler waits first, and weighs behind it.
         if (fades) {
+          wgmmaWait<0>();
+          hold(sums);
 #pragma unroll
           for (int n = 0; n < VALUE / 8; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) sums[n][e] *= softmax.fade[e / 2];
           }
+        } else {
+          wgmmaWait<0>();
+          hold(sums);
         }
+        hold(weights);
+        free(before);
+        operandsOf(weights, scores);
         before = turn;
         turn.next();
       }

@@ -43,6 +43,15 @@ template <int COUNT> __device__ inline void forget(float (&x)[COUNT][4]) {
   }
 }
 
+/** cp.async of 4 bytes, as those of ptx.cuh. */
+__device__ inline void cpAsync4(void *shared, const void *global, bool valid) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :
+               : "r"(address), "l"(global), "r"(valid ? 4 : 0)
+               : "memory");
+}
+
 /** setmaxnreg (9.7.19.5): of all warps of a warpgroup. */
 template <int COUNT> __device__ inline void takeRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(COUNT));

@@ -16,6 +16,9 @@ export interface HopperCut {
   readonly sharedBytes: number;
 }
 
+/** Which of them are in use; what is not takes the kernels of any card. */
+const IN_USE = { forward: true, importance: true, queries: true, keys: true };
+
 const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
 const warpsOf = (rows: number) => rows / 16 + 4;
@@ -60,7 +63,12 @@ export function hopperForwardCut(
   const { width, ropeWidth, valueWidth } = shape;
   const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
   // One warpgroup would have nothing to do.
-  if (!fits || view.kind === 'SELECTED' || view.rows <= ROWS / 2) {
+  if (
+    !IN_USE.forward ||
+    !fits ||
+    view.kind === 'SELECTED' ||
+    view.rows <= ROWS / 2
+  ) {
     return undefined;
   }
   const keyColumns = wholeChunks(width + ropeWidth);
@@ -81,7 +89,7 @@ export function hopperQueriesCut(
   view: View,
   facts: DeviceFacts,
 ): HopperCut | undefined {
-  if (view.rows <= ROWS / 2) return undefined;
+  if (!IN_USE.queries || view.rows <= ROWS / 2) return undefined;
   const sums = shape.width + shape.ropeWidth;
   return backwardCut(shape, isLatent, view, facts, 204, sums);
 }
@@ -92,7 +100,7 @@ export function hopperKeysCut(
   view: View,
   facts: DeviceFacts,
 ): HopperCut | undefined {
-  if (view.keys <= ROWS / 2) return undefined;
+  if (!IN_USE.keys || view.keys <= ROWS / 2) return undefined;
   const sums = shape.width + shape.ropeWidth + shape.valueWidth;
   return backwardCut(shape, false, view, facts, 208, sums);
 }
@@ -135,7 +143,8 @@ export function hopperImportanceCut(
   tile: { readonly headTiles: number } | undefined,
   facts: DeviceFacts,
 ): HopperCut | undefined {
-  if (tile?.headTiles !== 1 || !isHopperKey(shape, facts)) return undefined;
+  if (!IN_USE.importance || tile?.headTiles !== 1) return undefined;
+  if (!isHopperKey(shape, facts)) return undefined;
   // Scores alone leave registers for as many warps as there can be.
   const [rows, keys] = [256, 128];
   const columns = wholeChunks(shape.width + shape.ropeWidth);

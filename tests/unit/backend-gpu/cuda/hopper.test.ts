@@ -1,0 +1,118 @@
+import { describe, expect, it } from 'vitest';
+import type {
+  AttentionShape,
+  View,
+} from '../../../../packages/backend-gpu/src/cuda/kernels/attention-tile';
+import {
+  type HopperCut,
+  hopperForwardCut,
+  hopperImportanceCut,
+  hopperKeysCut,
+  hopperQueriesCut,
+} from '../../../../packages/backend-gpu/src/cuda/kernels/hopper';
+
+const facts = {
+  name: 'H100',
+  capability: 90,
+  multiprocessors: 132,
+  l2Bytes: 2 ** 25,
+  sharedBytes: 232_448,
+  totalBytes: 2 ** 36,
+};
+
+const shape = (
+  width: number,
+  ropeWidth: number,
+  valueWidth: number,
+): AttentionShape => ({
+  ...{ heads: 64, keyHeads: 4, width, ropeWidth, valueWidth },
+  dtype: 'bf16',
+});
+
+const view = (more: Partial<View> = {}) =>
+  ({
+    ...{ kind: 'ATTENTION', unitHeads: 16, rows: 4096, keys: 256 },
+    ...{ window: 2 ** 30, ...more },
+  }) as View;
+
+function cuts(of: AttentionShape, latent: boolean, at: View, on = facts) {
+  return [
+    hopperForwardCut(of, latent, at, on),
+    hopperQueriesCut(of, latent, at, on),
+    hopperKeysCut(of, at, on),
+    hopperImportanceCut(of, { headTiles: 1 }, on),
+  ];
+}
+
+describe("cuts of Hopper's kernels", () => {
+  const widths = [64, 80, 96, 128, 144, 192];
+
+  it('fit the card, in steps of 16, with a tile to copy to', () => {
+    const found: HopperCut[] = [];
+    for (const width of widths)
+      for (const rope of [0, 16, 64])
+        for (const value of widths)
+          for (const window of [1, 100, 512, 2000, 2 ** 30])
+            for (const latent of [false, value === width]) {
+              const all = cuts(
+                shape(width, rope, value),
+                latent,
+                view({ window }),
+              );
+              for (const cut of all) if (cut) found.push(cut);
+            }
+    expect(found.length).toBeGreaterThan(1000);
+    for (const { rows, keys, stages, sharedBytes } of found) {
+      expect(rows % 64).toBe(0);
+      expect(keys % 16).toBe(0);
+      expect(keys).toBeGreaterThanOrEqual(32);
+      expect(stages).toBeGreaterThanOrEqual(2);
+      expect(sharedBytes).toBeLessThanOrEqual(facts.sharedBytes);
+    }
+  });
+
+  it('take the widths of models', () => {
+    for (const [of, latent] of [
+      [shape(128, 0, 128), false],
+      [shape(64, 0, 64), false],
+      [shape(64, 32, 64), false],
+      [shape(128, 64, 128), false],
+      [shape(128, 64, 128), true],
+    ] as const) {
+      for (const cut of cuts(of, latent, view())) expect(cut).toBeDefined();
+    }
+  });
+
+  it("cut a window's walk with little waste", () => {
+    const keys = (window: number) =>
+      hopperForwardCut(shape(128, 0, 128), false, view({ window }), facts)
+        ?.keys;
+    expect(keys(512)).toBe(176);
+    expect(keys(120)).toBe(128);
+    expect(keys(2 ** 30)).toBe(128);
+  });
+
+  it('leave other cards, views and shapes to the other kernels', () => {
+    const usual = shape(128, 0, 128);
+    const none = [undefined, undefined, undefined, undefined];
+    for (const capability of [80, 89, 100, 120]) {
+      expect(cuts(usual, false, view(), { ...facts, capability })).toEqual(
+        none,
+      );
+    }
+    for (const of of [
+      shape(48, 0, 48),
+      shape(256, 0, 128),
+      shape(72, 0, 72),
+      { ...usual, dtype: 'f32' as const },
+    ]) {
+      expect(cuts(of, false, view()).slice(0, 3)).toEqual(none.slice(0, 3));
+    }
+    const few = view({ rows: 64, keys: 64 });
+    const selected = view({ kind: 'SELECTED' });
+    for (const at of [few, selected]) {
+      expect(cuts(usual, false, at).slice(0, 3)).toEqual(none.slice(0, 3));
+    }
+    expect(hopperImportanceCut(usual, { headTiles: 2 }, facts)).toBeUndefined();
+  });
+});
