@@ -135,22 +135,19 @@ function growing(form: Form) {
   const tokens = 150;
   const block = 8;
   const random = Random.fromSeed(5);
-  const draw = (shape: readonly number[], grow = 0) => {
+  const draw = (shape: readonly number[], grow = 0, mean = 0) => {
     const size = shape.reduce((n, extent) => n * extent, 1);
     const row = size / tokens;
     const data = Float64Array.from(
       { length: size },
-      (_, i) => random.normal() / 4 + (grow * Math.floor(i / row)) / tokens,
+      (_, i) =>
+        mean + random.normal() / 4 + (grow * Math.floor(i / row)) / tokens,
     );
     return valuesOf(shape, data, dtype);
   };
-  const ones = (shape: readonly number[]) => {
-    const { data, ...rest } = draw(shape);
-    return { ...rest, data: data.map((x) => x + 1) as Float64Array };
-  };
   const k = draw([tokens, groups, width], 1);
   const inputs = {
-    q: ones([tokens, heads, width]),
+    q: draw([tokens, heads, width], 0, 1),
     k,
     v: valueWidth > 0 ? draw([tokens, groups, valueWidth]) : k,
     ...(rope > 0 && {
