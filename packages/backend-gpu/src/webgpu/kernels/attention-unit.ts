@@ -43,7 +43,7 @@ export interface UnitTile {
 }
 
 /** Elements between lines: 16 bytes more, so that lines use other banks. */
-export const pitchOf = (width: number) => width + 8;
+const pitchOf = (width: number) => width + 8;
 
 export const threadsOf = ({ unit, down, across }: UnitTile) =>
   down * across * unit.subgroupSize;
@@ -209,7 +209,7 @@ export function unitTileOf(
  * Sums of a subgroup, through workgroup memory: only there have elements names.
  * All subgroups do the same for one matrix after the other.
  */
-export function eachSum(
+function eachSum(
   tile: UnitTile,
   matrices: UnitMatrices,
   name: string,
