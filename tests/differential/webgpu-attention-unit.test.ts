@@ -1,12 +1,6 @@
 import { openCpu } from '@asa/backend-cpu';
 import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
-import {
-  type Backend,
-  type FloatType,
-  type OperatorName,
-  Random,
-  Sequences,
-} from '@asa/core';
+import { type Backend, type OperatorName, Random, Sequences } from '@asa/core';
 import { differential } from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
@@ -29,9 +23,10 @@ const names: readonly OperatorName[] = [
   'compressedAttentionBackward',
   'selectedAttentionBackward',
 ];
-const cases = softwareTypes.flatMap((dtype) =>
-  names.map((name) => [name, dtype] as const),
-);
+/** The type that units multiply, where the adapter has it. */
+const dtype = softwareTypes.at(-1) ?? 'f32';
+// Each case compiles kernels, which takes an adapter without f16 too long.
+const cases = dtype === 'f16' ? names : [];
 
 const reason = whyNoSoftwareGpu();
 
@@ -55,9 +50,9 @@ describe.skipIf(reason)(`Attention by matrix units ${reason ?? ''}`, () => {
   });
 
   test.for(cases)(
-    'computes %s in %s as the oracle does',
+    'computes %s as the oracle does',
     { timeout: 300_000 },
-    async ([operator, dtype], { skip }) => {
+    async (operator, { skip }) => {
       const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
       skip(lacks, 'the adapter lacks shader-f16');
       expect(backend.attentionPath).toBe('emulated');
@@ -72,13 +67,13 @@ describe.skipIf(reason)(`Attention by matrix units ${reason ?? ''}`, () => {
     },
   );
 
-  test.for(formCases)(
-    'computes %s in %s while scores and gradients grow',
+  test.for(Object.keys(forms) as (keyof typeof forms)[])(
+    'computes %s while scores and gradients grow',
     { timeout: 300_000 },
-    async ([name, dtype], { skip }) => {
+    async (name, { skip }) => {
       const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
       skip(lacks, 'the adapter lacks shader-f16');
-      const { operator, inputs, dO, attributes } = growing(forms[name], dtype);
+      const { operator, inputs, dO, attributes } = growing(forms[name]);
       const trial = { backend, reference };
       const judge = async (name: OperatorName, values: ValuesByName) => {
         const call = { operator: name, attributes };
@@ -134,32 +129,25 @@ const forms = {
   },
 } as const satisfies Readonly<Record<string, Form>>;
 
-const formCases = (Object.keys(forms) as (keyof typeof forms)[]).map(
-  (name) => [name, softwareTypes.at(-1) ?? 'f32'] as const,
-);
-
 /** Later keys have far larger scores: references are set anew on the way. */
-function growing(form: Form, dtype: FloatType) {
+function growing(form: Form) {
   const { heads, groups, width, rope, valueWidth, sharing = 1 } = form;
   const tokens = 150;
   const block = 8;
   const random = Random.fromSeed(5);
-  const draw = (shape: readonly number[], grow = 0) => {
+  const draw = (shape: readonly number[], grow = 0, mean = 0) => {
     const size = shape.reduce((n, extent) => n * extent, 1);
     const row = size / tokens;
     const data = Float64Array.from(
       { length: size },
-      (_, i) => random.normal() / 4 + (grow * Math.floor(i / row)) / tokens,
+      (_, i) =>
+        mean + random.normal() / 4 + (grow * Math.floor(i / row)) / tokens,
     );
     return valuesOf(shape, data, dtype);
   };
-  const ones = (shape: readonly number[]) => {
-    const { data, ...rest } = draw(shape);
-    return { ...rest, data: data.map((x) => x + 1) as Float64Array };
-  };
   const k = draw([tokens, groups, width], 1);
   const inputs = {
-    q: ones([tokens, heads, width]),
+    q: draw([tokens, heads, width], 0, 1),
     k,
     v: valueWidth > 0 ? draw([tokens, groups, valueWidth]) : k,
     ...(rope > 0 && {

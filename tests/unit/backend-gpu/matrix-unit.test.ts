@@ -91,8 +91,19 @@ describe.skipIf(reason)(`matrices in software ${reason ?? ''}`, () => {
     const gpu = softwareGpu();
     const backend = await openWebGpu({ gpu });
     expect(backend.matrixPath).toBe('plain');
+    expect(backend.attentionPath).toBe('plain');
     await backend.destroy();
     const open = openWebGpu({ gpu, matrices: 'subgroup' });
     await expect(open).rejects.toThrow(UnsupportedError);
+    const attend = openWebGpu({ gpu, attention: 'subgroup' });
+    await expect(attend).rejects.toThrow(UnsupportedError);
+  }, 30_000);
+
+  test('are emulated for attention where that is asked for', async () => {
+    const gpu = softwareGpu();
+    const backend = await openWebGpu({ gpu, attention: 'emulated' });
+    expect(backend.matrixPath).toBe('plain');
+    expect(backend.attentionPath).toBe('emulated');
+    await backend.destroy();
   }, 30_000);
 });

@@ -1,7 +1,8 @@
 /**
  * Softmax attention over tiles: rows (a row is a query's head) against 64 keys
  * at a time, scores and probabilities in workgroup memory, results in
- * registers. Nothing of the size rows times keys is ever stored.
+ * registers. Nothing of the size rows times keys is ever stored. Matrix units
+ * multiply where the device has them and the widths fit; plain code elsewhere.
  */
 import type {
   AttentionGradients,

@@ -10,8 +10,9 @@ import {
 import {
   eachQuad,
   extentOf,
+  firstKeyTables,
   fourOf,
-  keyTableOf,
+  keyStaging,
   layoutOf,
   perRow,
   pitchesOf,
@@ -23,7 +24,12 @@ import {
   threadsOf,
   type UnitTile,
 } from './attention-unit';
-import { type KeyView, rowTable, type View } from './attention-view';
+import {
+  type KeyView,
+  rowStaging,
+  type TableStaging,
+  type View,
+} from './attention-view';
 import { sequenceOf, unroll } from './context';
 import { unitMatrices } from './unit-matrices';
 
@@ -54,15 +60,23 @@ var<workgroup> maxima: array<f32, ${threadsOf(tile)}>;
 var<workgroup> isAbove: atomic<u32>;`;
 
 /** The row tables, and the statistics beside them. */
-const rowsAt = (view: View, row: string, place: string) =>
-  rowTable(
-    view,
-    `${row}
-  let statistic = 2u * ((s.queryStart + min(query, s.queryCount - 1u)) * H + head0 + member);
-  rowNorm[${place}] = statistics[statistic];
-  rowDelta[${place}] = statistics[statistic + 1u];`,
-    place,
-  );
+function rowsStaging(view: View, row: string): TableStaging {
+  const { load, put } = rowStaging(view, row);
+  return {
+    load: `${load}
+var nextNorm = 0.0;
+var nextDelta = 0.0;
+if (tid < M) {
+  nextNorm = statistics[2u * nextRow];
+  nextDelta = statistics[2u * nextRow + 1u];
+}`,
+    put: (place) => `${put(place)}
+if (tid < M) {
+  rowNorm[${place}] = nextNorm;
+  rowDelta[${place}] = nextDelta;
+}`,
+  };
+}
 
 /**
  * p and dS of a thread's scores; `top` becomes the largest |dS|. Texts are WGSL
@@ -153,6 +167,8 @@ export function unitBackwardQSource(
   }`;
   const quad = (measure: string) =>
     gradient(tile, 'turn % 4u * N + c', `${measure}\n  ${putGradient(tile)}`);
+  const own = rowsStaging(view, view.forward.row);
+  const later = keyStaging(view, 'base + 2u * N');
   const parts = [
     { name: 'dQ', width: 'D' },
     ...(shape.ropeWidth > 0 ? [{ name: 'dQRope', width: 'DR' }] : []),
@@ -171,9 +187,9 @@ let head0 = group.y * HT;
 let keyHead = head0 / (H / GK);
 ${matrices.start}
 ${view.forward.range}
-${rowsAt(view, view.forward.row, 'tid')}
-${keyTableOf(view, 'first', '0u')}
-${keyTableOf(view, 'first + N', '1u')}
+${own.load}
+${own.put('tid')}
+${firstKeyTables(view)}
 let down = subgroup / ${across}u * ${unit.m}u;
 let across = subgroup % ${across}u;
 ${factorsOf(shape, tile, 'Left', 'q', queries, q, keyWidth, pitch.key)}
@@ -199,6 +215,7 @@ ${unroll(columns, (j) => `var d${j} = zero;`)}
 var turn = 0u;
 for (var base = first; base < end; base += N) {
   // The next keys are on their way while these are multiplied.
+  ${later.load}
   ${keys.declare}
   ${keys.load('(turn + 1u) % 4u * N')}
   ${stage(`${values.declare}\n`, values.load('(turn + 1u) % 4u * N'))}
@@ -208,7 +225,7 @@ for (var base = first; base < end; base += N) {
   workgroupBarrier();
   ${keys.put(`(turn + 1u) % 2u * ${STEP * pitch.key}u`)}
   ${stage('', values.put(`${layout.values}u`))}
-  ${keyTableOf(view, 'base + 2u * N', '(turn + 2u) % 4u')}
+  ${later.put('(turn + 2u) % 4u * N + tid')}
   var top = 0.0;
   ${eachQuad(tile, quad(measured))}
   ${raiseBound(tile, quad(''), scaleSums(tile, matrices, 'd', columns, 'fade'))}
@@ -328,12 +345,13 @@ export function unitBackwardKVSource(
   ${put(tile, layout.weights, `p * ${WEIGHT}.0`)}
   ${putGradient(tile)}`,
     );
-  const rows = (rho: string, table: string) =>
-    rowsAt(
-      view,
-      `let rho = ${rho} + tid;\n  ${keyView.row}`,
-      `${table} * M + tid`,
-    );
+  const rowsFrom = (rho: string) =>
+    rowsStaging(view, `let rho = ${rho} + tid;\n  ${keyView.row}`);
+  const [now, next, later] = [
+    rowsFrom('firstRow'),
+    rowsFrom('firstRow + M'),
+    rowsFrom('rho0 + 2u * M'),
+  ];
   const channels = {
     K0: 0,
     K1: shape.width + shape.ropeWidth,
@@ -364,8 +382,8 @@ if (tid < N) {
   keyRow[tid] = ${view.keyStart} + min(position, endKey - 1u);
 }
 if (firstRow < endRow) {
-  ${rows('firstRow', '0u')}
-  ${rows('firstRow + M', '1u')}
+  { ${now.load}\n${now.put('tid')} }
+  { ${next.load}\n${next.put('M + tid')} }
 }
 let down = subgroup / ${across}u * ${unit.n}u;
 let across = subgroup % ${across}u;
@@ -395,9 +413,10 @@ ${unroll(keyColumns, (j) => `var a${j} = zero;`)}
 ${unroll(valueColumns, (j) => `var b${j} = zero;`)}
 var turn = 0u;
 for (var rho0 = firstRow; rho0 < endRow; rho0 += M) {
-  ${rows('rho0 + 2u * M', '(turn + 2u) % 4u')}
+  ${later.load}
   ${scores('s', 'k', keyWidth, 0, pitch.key, 0)}
   ${scores('t', isShared ? 'k' : 'v', valueWidth, layout.values, pitch.value, scoreElements(tile))}
+  ${later.put('(turn + 2u) % 4u * M + tid')}
   workgroupBarrier();
   let own = turn % 4u * M + row;
   let firstSeen = rowFirst[own];

@@ -2,8 +2,9 @@
 import { type AttentionShape, sources, store } from './attention-products';
 import {
   eachQuad,
+  firstKeyTables,
   fourOf,
-  keyTableOf,
+  keyStaging,
   layoutOf,
   perRow,
   pitchesOf,
@@ -53,6 +54,8 @@ export function unitForwardSource(
   const keys = staging(shape, tile, 'k', k, STEP, pitch.key);
   const values = staging(shape, tile, 'v', v, STEP, pitch.value);
 
+  const later = keyStaging(view, 'base + 2u * N');
+
   const score = `let at = turn % 4u * N + c;
   let position = vec4i(${fourOf('keyPosition', 'at')});
   let isSeen = (position >= vec4i(firstSeen)) & (position <= vec4i(lastSeen));
@@ -89,8 +92,7 @@ let keyHead = head0 / (H / GK);
 ${matrices.start}
 ${view.forward.range}
 ${rowTable(view, view.forward.row)}
-${keyTableOf(view, 'first', '0u')}
-${keyTableOf(view, 'first + N', '1u')}
+${firstKeyTables(view)}
 ${isPadded ? `for (var x = tid; x < ${layout.size}u; x += ${threads}u) { factors[x] = ${element}(); }` : ''}
 workgroupBarrier();
 {
@@ -122,6 +124,7 @@ ${unroll(columns, (j) => `var o${j} = zero;`)}
 var turn = 0u;
 for (var base = first; base < end; base += N) {
   // The next keys are on their way while these are multiplied.
+  ${later.load}
   ${keys.declare}
   ${keys.load('(turn + 1u) % 4u * N')}
   ${isShared ? '' : `${values.declare}\n${values.load('turn % 4u * N')}`}
@@ -139,7 +142,7 @@ for (var base = first; base < end; base += N) {
   workgroupBarrier();
   ${keys.put(isShared ? `(turn + 1u) % 2u * ${STEP * pitch.key}u` : '0u')}
   ${isShared ? '' : values.put(`${layout.values}u`)}
-  ${keyTableOf(view, 'base + 2u * N', '(turn + 2u) % 4u')}
+  ${later.put('(turn + 2u) % 4u * N + tid')}
   var top = ${LOWEST};
   var added = 0.0;
   ${eachQuad(

@@ -17,7 +17,7 @@ import {
   type Source,
   widthOf,
 } from './attention-products';
-import type { View } from './attention-view';
+import type { TableStaging, View } from './attention-view';
 import { type KernelContext, unroll } from './context';
 import type { UnitMatrices } from './unit-matrices';
 
@@ -43,7 +43,7 @@ export interface UnitTile {
 }
 
 /** Elements between lines: 16 bytes more, so that lines use other banks. */
-export const pitchOf = (width: number) => width + 8;
+const pitchOf = (width: number) => width + 8;
 
 export const threadsOf = ({ unit, down, across }: UnitTile) =>
   down * across * unit.subgroupSize;
@@ -209,7 +209,7 @@ export function unitTileOf(
  * Sums of a subgroup, through workgroup memory: only there have elements names.
  * All subgroups do the same for one matrix after the other.
  */
-export function eachSum(
+function eachSum(
   tile: UnitTile,
   matrices: UnitMatrices,
   name: string,
@@ -299,15 +299,30 @@ export function eachQuad(tile: UnitTile, text: string): string {
   );
 }
 
-/** Fills key table number `table` of four with the slots from `base` on. */
-export const keyTableOf = (view: View, base: string, table: string) =>
-  `if (tid < N) {
+/** Of N threads a key each: the slots from `base` on. */
+export const keyStaging = (view: View, base: string): TableStaging => ({
+  load: `
+var nextPosition = -1;
+if (tid < N) {
   let slot = ${base} + tid;
-  var position = -1;
-  if (slot < end) { position = ${view.forward.keyAt}; }
-  keyPosition[${table} * N + tid] = position;
-  keyRow[${table} * N + tid] = ${view.keyStart} + u32(max(position, 0));
-}`;
+  if (slot < end) { nextPosition = ${view.forward.keyAt}; }
+}`,
+  put: (place) => `
+if (tid < N) {
+  keyPosition[${place}] = nextPosition;
+  keyRow[${place}] = ${view.keyStart} + u32(max(nextPosition, 0));
+}`,
+});
+
+/** Fills the first two of four tables: what goes before the loop over keys. */
+export function firstKeyTables(view: View): string {
+  const [now, next] = [
+    keyStaging(view, 'first'),
+    keyStaging(view, 'first + N'),
+  ];
+  return `{ ${now.load}\n${now.put('tid')} }
+{ ${next.load}\n${next.put('N + tid')} }`;
+}
 
 /**
  * Rows of a table on their way into the factors: `declare` names registers,

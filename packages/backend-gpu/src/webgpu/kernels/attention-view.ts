@@ -84,21 +84,44 @@ export function greatestCommonDivisor(a: number, b: number): number {
   return b === 0 ? a : greatestCommonDivisor(b, a % b);
 }
 
-/**
- * Fills the row tables, M threads; `row` as in the views, `place` that of a
- * thread's row in the tables.
- */
-export const rowTable = (view: View, row: string, place = 'tid') => `
+/** What the tables have of a row, on its way there. */
+export interface TableStaging {
+  /** Defines what `put` writes, threads beyond the table do nothing. */
+  readonly load: string;
+  /** Writes it, `place` is WGSL of the thread's place in the tables. */
+  readonly put: (place: string) => string;
+}
+
+/** Of M threads a row each; `row` as in the views. */
+export const rowStaging = (view: View, row: string): TableStaging => ({
+  load: `
+var nextRow = 0u;
+var nextIsThere = false;
+var nextFirst = 0;
+var nextLast = -1;
 if (tid < M) {
   ${row}
   // Rows that are not there are read like others, and masked.
   let t = s.keyCount - s.queryCount + query;
-  rowIsThere[${place}] = select(0u, 1u, isRow);
-  rowIndex[${place}] = (s.queryStart + min(query, s.queryCount - 1u)) * H
-    + head0 + member;
-  rowFirst[${place}] = ${view.sees.first};
-  rowLast[${place}] = select(-1, ${view.sees.last}, isRow);
-}`;
+  nextRow = (s.queryStart + min(query, s.queryCount - 1u)) * H + head0 + member;
+  nextIsThere = isRow;
+  nextFirst = ${view.sees.first};
+  nextLast = select(-1, ${view.sees.last}, isRow);
+}`,
+  put: (place) => `
+if (tid < M) {
+  rowIndex[${place}] = nextRow;
+  rowIsThere[${place}] = select(0u, 1u, nextIsThere);
+  rowFirst[${place}] = nextFirst;
+  rowLast[${place}] = nextLast;
+}`,
+});
+
+/** Fills the row tables, M threads; `row` as in the views. */
+export function rowTable(view: View, row: string): string {
+  const { load, put } = rowStaging(view, row);
+  return `{ ${load}\n${put('tid')} }`;
+}
 
 /** Fills the key tables from slots, N threads. */
 export const keyTable = (view: View) => `

@@ -18,6 +18,7 @@ import {
   tiledLaunch,
   tileOrigin,
 } from './gemm-tile';
+import { unitMatrices } from './unit-matrices';
 
 /** A tile of products by the subgroups' matrix units. */
 export interface UnitTile {
@@ -56,38 +57,36 @@ function source(call: Gemm, unit: MatrixUnit, tile: UnitTile) {
   const subgroups = (m / sm) * subgroupsX;
   const threads = subgroups * unit.subgroupSize;
   const [a, b] = operandsOf(call, tile, threads, 'f16');
+  const matrices = unitMatrices(unit);
   const sums = (text: (i: number, j: number) => string) =>
     unroll(sm / unit.m, (i) => unroll(sn / unit.n, (j) => text(i, j)));
   // Element (outer, inner) of a tile, for matrices that start there.
-  const loadText = (x: Operand, type: string, outer: string, inner: string) => {
+  const loadText = (
+    x: Operand,
+    type: 'Left' | 'Right',
+    outer: string,
+    inner: string,
+  ) => {
     const along = isAlongInner(x);
     const at = along
       ? `(${outer}) * ${pitch(x)}u + ${inner}`
       : `(${inner}) * ${pitch(x)}u + ${outer}`;
     const columnMajor = along === (x.name === 'b');
-    return `subgroupMatrixLoad<${type}>(&tile_${x.name}, ${at}, ${columnMajor}, ${pitch(x)}u)`;
+    return matrices.load(type, `tile_${x.name}`, at, columnMajor, pitch(x));
   };
   return {
     threads,
-    directives: [
-      'enable f16;',
-      'enable subgroups;',
-      'enable chromium_experimental_subgroup_matrix;',
-      // Its analysis does not know that loop bounds are uniforms.
-      'diagnostic(off, chromium.subgroup_matrix_uniformity);',
-    ],
-    parameters: ['@builtin(subgroup_id) subgroup: u32'],
-    declarations: `
-alias Left = subgroup_matrix_left<f16, ${unit.k}, ${unit.m}>;
-alias Right = subgroup_matrix_right<f16, ${unit.n}, ${unit.k}>;
-alias Sum = subgroup_matrix_result<f32, ${unit.n}, ${unit.m}>;
+    directives: matrices.directives,
+    parameters: matrices.parameters,
+    declarations: `${matrices.declarations(['tile_a', 'tile_b'], ['tile_y'])}
 var<workgroup> tile_a: array<f16, ${lines(a) * pitch(a)}>;
 var<workgroup> tile_b: array<f16, ${lines(b) * pitch(b)}>;
 var<workgroup> tile_y: array<f32, ${subgroups * unit.m * unit.n}>;
 ${indexText(a)}
 ${indexText(b)}
 ${outputIndex(call.layouts)}`,
-    body: `${tileOrigin}
+    body: `${matrices.start}
+${tileOrigin}
 let sx = subgroup % ${subgroupsX}u * ${sn}u;
 let sy = subgroup / ${subgroupsX}u * ${sm}u;
 ${sums((i, j) => `var sum${i}_${j}: Sum;`)}
@@ -99,7 +98,7 @@ ${stepsText(
     (p) => `{
 ${unroll(sm / unit.m, (i) => `let left${i} = ${loadText(a, 'Left', `sy + ${i * unit.m}u`, `${p * unit.k}u`)};`)}
 ${unroll(sn / unit.n, (j) => `let right${j} = ${loadText(b, 'Right', `sx + ${j * unit.n}u`, `${p * unit.k}u`)};`)}
-${sums((i, j) => `sum${i}_${j} = subgroupMatrixMultiplyAccumulate(left${i}, right${j}, sum${i}_${j});`)}
+${sums((i, j) => `sum${i}_${j} = ${matrices.multiply(`left${i}`, `right${j}`, `sum${i}_${j}`)};`)}
 }`,
   ),
 )}
@@ -147,7 +146,7 @@ function storeText(
   const values = Array.from({ length: width }, (_, p) => `tile_y[e + ${p}u]`);
   const value = width === 4 ? `vec4f(${values.join(', ')})` : values.join();
   return `workgroupBarrier();
-subgroupMatrixStore(&tile_y, subgroup * ${elements}u, ${sum}, false, ${unit.n}u);
+${unitMatrices(unit).store('tile_y', `subgroup * ${elements}u`, sum, unit.n)}
 workgroupBarrier();
 for (var e = tid * ${width}u; e < ${subgroups * elements}u; e += ${subgroups * unit.subgroupSize * width}u) {
   let s = e / ${elements}u;
