@@ -1,7 +1,6 @@
 import { openCpu } from '@asa/backend-cpu';
 import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
 import { type Backend, type OperatorName, Random, Sequences } from '@asa/core';
-import { differential } from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
@@ -15,18 +14,8 @@ import {
   whyNoSoftwareGpu,
 } from '../unit/backend-gpu/software-gpu';
 
-const names: readonly OperatorName[] = [
-  'attention',
-  'compressedAttention',
-  'selectedAttention',
-  'attentionBackward',
-  'compressedAttentionBackward',
-  'selectedAttentionBackward',
-];
 /** The type that units multiply, where the adapter has it. */
 const dtype = softwareTypes.at(-1) ?? 'f32';
-// Each case compiles kernels, which takes an adapter without f16 too long.
-const cases = dtype === 'f16' ? names : [];
 
 const reason = whyNoSoftwareGpu();
 
@@ -49,30 +38,13 @@ describe.skipIf(reason)(`Attention by matrix units ${reason ?? ''}`, () => {
     await reference.destroy();
   });
 
-  test.for(cases)(
-    'computes %s as the oracle does',
-    { timeout: 300_000 },
-    async (operator, { skip }) => {
-      const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
-      skip(lacks, 'the adapter lacks shader-f16');
-      expect(backend.attentionPath).toBe('emulated');
-      const outcome = await differential(
-        { backend, reference },
-        operator,
-        dtype,
-        { seed: 3, cases: 2 },
-      );
-      expect(outcome.detail).toBeUndefined();
-      expect(outcome.missing).toBe(0);
-    },
-  );
-
-  test.for(Object.keys(forms) as (keyof typeof forms)[])(
+  test.for(tried)(
     'computes %s while scores and gradients grow',
     { timeout: 300_000 },
     async (name, { skip }) => {
       const lacks = dtype === 'f16' && !backend.features.has('shader-f16');
       skip(lacks, 'the adapter lacks shader-f16');
+      expect(backend.attentionPath).toBe('emulated');
       const { operator, inputs, dO, attributes } = growing(forms[name]);
       const trial = { backend, reference };
       const judge = async (name: OperatorName, values: ValuesByName) => {
@@ -128,6 +100,10 @@ const forms = {
     sharing: 2,
   },
 } as const satisfies Readonly<Record<string, Form>>;
+
+/** Compiling takes an adapter in software most of a minute. */
+const tried: readonly (keyof typeof forms)[] =
+  dtype === 'f16' ? ['latent', 'lists of 16 rows'] : ['expanded'];
 
 /** Later keys have far larger scores: references are set anew on the way. */
 function growing(form: Form) {

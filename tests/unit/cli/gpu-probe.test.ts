@@ -204,7 +204,6 @@ describe('gpuAdvice', () => {
       ...{
         limits: {},
         matrixPath: 'plain' as const,
-        attentionPath: 'plain' as const,
       },
     };
     const webgpu = { ...facts.webgpu, adapters: [adapter] };

@@ -23,9 +23,10 @@ export interface WebGpuOptions {
    */
   readonly matrices?: 'subgroup' | 'plain';
   /**
-   * What multiplies f16 in attention: as `matrices` when missing. `emulated`
-   * is plain code in the units' place, slow: for tests on any device, in f32
-   * too.
+   * What multiplies f16 in attention: plain kernels when missing, since units
+   * compute it wrongly on the only card that tried (docs/kernels.md).
+   * `emulated` is plain code in the units' place, slow: for tests on any
+   * device, in f32 too.
    */
   readonly attention?: 'subgroup' | 'plain' | 'emulated';
   /**
@@ -52,10 +53,8 @@ export interface AdapterReport {
   readonly limits: Readonly<Record<string, number>>;
   /** Fewest and most threads of a subgroup, where the adapter says so. */
   readonly subgroupSizes?: readonly [least: number, most: number];
-  /** What multiplies f16 on it: the subgroups' matrix units or plain kernels. */
+  /** What multiplies f16 matrices on it: the subgroups' units or plain kernels. */
   readonly matrixPath: 'subgroup' | 'plain';
-  /** The same for attention. */
-  readonly attentionPath: 'subgroup' | 'plain';
   /** Why they are plain. */
   readonly noMatrixUnits?: string;
 }
@@ -126,7 +125,7 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
   }
   const gpu = options.gpu ?? (await loadGpu(options.boundsChecks));
   const adapter = await findAdapter(gpu, options);
-  const { matrices, attention = matrices } = options;
+  const { matrices, attention = 'plain' } = options;
   const matrixUnit = chooseUnit(gpu, adapter, matrices);
   const attentionUnit =
     attention === 'emulated'
@@ -219,8 +218,8 @@ function describe(gpu: GPU, adapter: GPUAdapter): AdapterReport {
     limits: limitsOf(adapter),
     ...(least && most && { subgroupSizes: [least, most] as const }),
     ...(typeof unit === 'string'
-      ? { matrixPath: 'plain', attentionPath: 'plain', noMatrixUnits: unit }
-      : { matrixPath: 'subgroup', attentionPath: 'subgroup' }),
+      ? { matrixPath: 'plain', noMatrixUnits: unit }
+      : { matrixPath: 'subgroup' }),
   };
 }
 

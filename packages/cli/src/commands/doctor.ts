@@ -186,11 +186,11 @@ function printWebGpu({ adapters, openMs, checkMs }: ProbeReport): void {
       ? `, subgroups of ${[...new Set(sizes)].join(' to ')}`
       : '';
     line('', `${features.map(has).join(', ')}${threads}`);
-    const { matrixPath, attentionPath, noMatrixUnits } = adapter;
+    const { matrixPath, noMatrixUnits } = adapter;
     const why = noMatrixUnits ? ` (${noMatrixUnits})` : '';
     line(
       '',
-      `f16 matrix products: ${matrixPath}, attention: ${attentionPath}${why}`,
+      `f16 matrix products: ${matrixPath}${why}`,
     );
     const size = (name: string) => formatBytes(limits[name] ?? 0);
     line(
