@@ -2,7 +2,7 @@
 // documents first, then text and searching in long ones.
 //
 //   node scripts/default-model/train.mjs WORK_FOLDER asa|nsa|full
-//     [--short-steps 2200] [--steps 2600] [--decay 800] [--seconds S]
+//     [--short-steps 5000] [--steps 1700] [--decay 600] [--seconds S]
 //     [--dtype f32] [--backend webgpu] …
 //
 // WORK_FOLDER/KIND becomes a model folder with a folder of checkpoints a phase
@@ -35,9 +35,9 @@ import { makeFolder } from '../../packages/core/dist/node.js';
 const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
-    'short-steps': { type: 'string', default: '2200' },
-    steps: { type: 'string', default: '2600' },
-    decay: { type: 'string', default: '800' },
+    'short-steps': { type: 'string', default: '5000' },
+    steps: { type: 'string', default: '1700' },
+    decay: { type: 'string', default: '600' },
     rows: { type: 'string', default: '2' },
     context: { type: 'string', default: '8192' },
     'short-tokens': { type: 'string', default: '8192' },
@@ -45,7 +45,7 @@ const { positionals, values } = parseArgs({
     warmup: { type: 'string', default: '100' },
     seconds: { type: 'string', default: '1e9' },
     seed: { type: 'string', default: '0' },
-    every: { type: 'string', default: '400' },
+    every: { type: 'string', default: '500' },
     dtype: { type: 'string', default: 'f32' },
     backend: { type: 'string', default: 'webgpu' },
   },
