@@ -441,7 +441,9 @@ const hopperCases = (
   ] as const
 ).flatMap((operator) =>
   Object.keys(hopperForms).flatMap((name) =>
-    (['bf16', 'f16'] as const).map((dtype) => [operator, dtype, name] as const),
+    (/^NSA/.test(name) ? (['bf16', 'f16'] as const) : ['bf16' as const]).map(
+      (dtype) => [operator, dtype, name] as const,
+    ),
   ),
 );
 

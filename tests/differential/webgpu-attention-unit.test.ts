@@ -103,7 +103,7 @@ const forms = {
 
 /** Compiling takes an adapter in software most of a minute. */
 const tried: readonly (keyof typeof forms)[] =
-  dtype === 'f16' ? ['latent', 'lists of 16 rows'] : ['expanded'];
+  dtype === 'f16' ? ['lists of 16 rows'] : ['expanded'];
 
 /** Later keys have far larger scores: references are set anew on the way. */
 function growing(form: Form) {
