@@ -411,9 +411,7 @@ const operators: readonly OperatorName[] = [
 /** The types differ in conversions only, which one form shows. */
 const formsOf = {
   bf16: Object.keys(forms),
-  f16: Object.keys(forms).filter((name) =>
-    /^NSA|^(latent )?keys of/.test(name),
-  ),
+  f16: Object.keys(forms).filter((name) => /^NSA/.test(name)),
 } as const;
 const cases = (['bf16', 'f16'] as const).flatMap((dtype) =>
   operators.flatMap((operator) =>
