@@ -151,7 +151,7 @@ export function listPlaces(
   return places;
 }
 
-export function zeros(
+function zeros(
   context: KernelContext,
   elements: number,
   dtype: 'f32' | 'i32',
