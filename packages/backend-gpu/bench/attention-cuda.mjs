@@ -30,6 +30,7 @@
 import { parseArgs } from 'node:util';
 import { openCuda } from '@asa/backend-gpu/cuda';
 import { operators, Random, Scope, Sequences } from '@asa/core';
+import { ALLOWED, inBoth } from './in-both.mjs';
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -112,44 +113,11 @@ async function median(call) {
 
 /** An odd number of tokens, with an end in every tile. */
 const CHECKED = 1111;
-/** Of the root mean square; of a 16-bit type's roundings. */
-const ALLOWED = 0.01;
-
-/** The root mean square of got - want over that of want. */
-function ratio(got, want) {
-  let error = 0;
-  let size = 0;
-  for (let i = 0; i < want.length; i++) {
-    // An LSE of nothing is -inf in both.
-    if (got[i] === want[i]) continue;
-    error += (got[i] - want[i]) ** 2;
-  }
-  for (const x of want) size += Number.isFinite(x) ? x ** 2 : 0;
-  return Math.sqrt(error / size);
-}
-
 /** Fails where an operator differs from itself in f32. */
 async function compare(label, operator, inputs, attributes) {
   const scope = new Scope(backend);
-  const made = new Map();
-  const wide = (x) => {
-    if (!x || x.dtype !== dtype) return x;
-    const known =
-      made.get(x) ?? scope.run(operators.cast, { x }, { dtype: 'f32' }).y;
-    made.set(x, known);
-    return known;
-  };
-  const widened = Object.fromEntries(
-    Object.entries(inputs).map(([name, x]) => [name, wide(x)]),
-  );
-  const got = scope.run(operators[operator], inputs, attributes);
-  const want = scope.run(operators[operator], widened, attributes);
-  for (const name in want) {
-    if (!want[name]) continue;
-    const error = ratio(
-      await backend.read(wide(got[name]).storage),
-      await backend.read(want[name].storage),
-    );
+  const { errors } = await inBoth(scope, operator, inputs, attributes);
+  for (const [name, error] of errors) {
     if (error <= ALLOWED) continue;
     throw new Error(`${label}: ${operator} ${name} is off by ${error}`);
   }

@@ -13,6 +13,7 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { openCuda } from '@asa/backend-gpu/cuda';
 import { operators, Random, Scope, Sequences } from '@asa/core';
+import { ALLOWED, inBoth } from './in-both.mjs';
 
 const folder = new URL('../src/cuda/kernels/', import.meta.url);
 const headers = Object.fromEntries(
@@ -252,37 +253,13 @@ async function checkModel(dtype, [heads, groups, width, rope, value]) {
 
 /** Runs an operator, and once more in f32. */
 async function compareRun(scope, name, operator, inputs, attributes) {
-  const made = new Map();
-  const wide = (x) => {
-    if (!x || x.dtype === 'f32') return x;
-    const y =
-      made.get(x) ?? scope.run(operators.cast, { x }, { dtype: 'f32' }).y;
-    made.set(x, y);
-    return y;
-  };
-  const widened = Object.fromEntries(
-    Object.entries(inputs).map(([key, x]) => [key, wide(x)]),
-  );
-  const got = scope.run(operators[operator], inputs, attributes);
-  const want = scope.run(operators[operator], widened, attributes);
-  for (const key in want) {
-    if (!want[key]) continue;
-    const [a, b] = [
-      await scope.read(wide(got[key])),
-      await scope.read(want[key]),
-    ];
-    let [error, size] = [0, 0];
-    b.forEach((x, n) => {
-      // An LSE of nothing is -inf in both.
-      if (a[n] !== x) error += (a[n] - x) ** 2;
-      if (Number.isFinite(x)) size += x ** 2;
-    });
-    const ratio = Math.sqrt(error / size);
-    const isGood = ratio <= 0.01;
+  const { results, errors } = await inBoth(scope, operator, inputs, attributes);
+  for (const [key, error] of errors) {
+    const isGood = error <= ALLOWED;
     if (!isGood) failures += 1;
     console.log(
-      `${isGood ? 'ok     ' : 'WRONG  '} ${name}: ${key} ${ratio.toExponential(1)}`,
+      `${isGood ? 'ok     ' : 'WRONG  '} ${name}: ${key} ${error.toExponential(1)}`,
     );
   }
-  return got;
+  return results;
 }

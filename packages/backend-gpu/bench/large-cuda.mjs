@@ -14,6 +14,7 @@
 import { parseArgs } from 'node:util';
 import { openCuda } from '@asa/backend-gpu/cuda';
 import { operators, Random, Scope, Sequences } from '@asa/core';
+import { ALLOWED, inBoth, ratio, widener } from './in-both.mjs';
 
 const { values: flags } = parseArgs({
   options: {
@@ -26,8 +27,6 @@ const tokens = Number(flags.tokens);
 const dtype = 'bf16';
 /** Rows that are compared at a time. */
 const SLICE = 40;
-/** Of the root mean square, where bits may differ. */
-const ALLOWED = 0.01;
 const backend = await openCuda();
 const SEEDS = 1_000_003;
 const seed = seedOf((x) => x);
@@ -71,26 +70,7 @@ function rowsOf(scope, x, first, count) {
   return part;
 }
 
-/** The root mean square of got - want over that of want. */
-function ratio(got, want) {
-  let error = 0;
-  let size = 0;
-  for (let i = 0; i < want.length; i++) {
-    // An LSE of nothing is -inf in both.
-    if (got[i] === want[i]) continue;
-    error += (got[i] - want[i]) ** 2;
-  }
-  for (const x of want) size += Number.isFinite(x) ? x ** 2 : 0;
-  return Math.sqrt(error / Math.max(size, 1e-30));
-}
-
-async function floats(scope, x) {
-  const wide =
-    x.dtype === 'bf16' || x.dtype === 'f16'
-      ? scope.run(operators.cast, { x }, { dtype: 'f32' }).y
-      : x;
-  return backend.read(wide.storage);
-}
+const floats = (scope, x) => scope.read(widener(scope)(x));
 
 function fail(label, error) {
   console.error(`${label}: differs by ${error}`);
@@ -246,33 +226,15 @@ async function optimizer() {
   passed('adamw');
 }
 
-/** An operator in bf16 and in f32, on the same numbers. */
-async function inBoth(label, operator, inputs, attributes) {
+/** Fails where an operator differs from itself in f32. */
+async function compare(label, operator, inputs, attributes) {
   const scope = new Scope(backend);
-  const made = new Map();
-  const wide = (x) => {
-    if (!x || x.dtype !== dtype) return x;
-    const known =
-      made.get(x) ?? scope.run(operators.cast, { x }, { dtype: 'f32' }).y;
-    made.set(x, known);
-    return known;
-  };
-  const widened = Object.fromEntries(
-    Object.entries(inputs).map(([name, x]) => [name, wide(x)]),
-  );
-  const got = scope.run(operators[operator], inputs, attributes);
-  const want = scope.run(operators[operator], widened, attributes);
-  for (const name in want) {
-    if (!want[name]) continue;
-    const error = ratio(
-      await floats(scope, got[name]),
-      await floats(scope, want[name]),
-    );
+  const { errors } = await inBoth(scope, operator, inputs, attributes);
+  for (const [name, error] of errors) {
     if (!(error <= ALLOWED)) fail(`${label}: ${operator} ${name}`, error);
   }
   scope.free();
   passed(`${label}, ${operator}`);
-  return got;
 }
 
 /** Two heads of one group; latent where there are rotary columns. */
@@ -291,11 +253,11 @@ async function longSequence(label, { width, rope = 0, sharing }) {
     };
   const both = async (name, operator, inputs, attributes) => {
     const full = `${label}, ${name}`;
-    await inBoth(full, operator, inputs, attributes);
+    await compare(full, operator, inputs, attributes);
     const { o, lse } = scope.run(operators[operator], inputs, attributes);
     const dO = filled(scope, o.shape);
     const all = { ...inputs, o, lse, dO };
-    await inBoth(full, `${operator}Backward`, all, attributes);
+    await compare(full, `${operator}Backward`, all, attributes);
     return lse;
   };
   const scale = 1 / Math.sqrt(width + rope);
@@ -314,15 +276,11 @@ async function longSequence(label, { width, rope = 0, sharing }) {
   const choice = { ...seen, groups: 1, blockSize: block, sharing };
   const choices = { ...choice, count, initial: 1, local: 2 };
   const { indices } = scope.run(operators.selectBlocks, ranked, choices);
-  const wide = Object.fromEntries(
-    Object.entries(ranked).map(([name, x]) => [
-      name,
-      x.dtype === dtype
-        ? scope.run(operators.cast, { x }, { dtype: 'f32' }).y
-        : x,
-    ]),
+  const wide = widener(scope);
+  const widened = Object.fromEntries(
+    Object.entries(ranked).map(([name, x]) => [name, wide(x)]),
   );
-  const inFloats = scope.run(operators.selectBlocks, wide, choices).indices;
+  const inFloats = scope.run(operators.selectBlocks, widened, choices).indices;
   const want = await backend.read(inFloats.storage);
   const got = await backend.read(indices.storage);
   const others = got.filter((x, n) => x !== want[n]).length / got.length;

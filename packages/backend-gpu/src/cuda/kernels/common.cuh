@@ -34,6 +34,14 @@ template <> __device__ inline bf16 narrow<bf16>(float x) {
   return {bfloatOfFloat(x)};
 }
 
+/** Two elements in 32 bits, the first one low. */
+__device__ inline unsigned pair(float low, float high, bf16) {
+  return bfloatsOfFloats(low, high);
+}
+__device__ inline unsigned pair(float low, float high, f16) {
+  return halvesOfFloats(low, high);
+}
+
 /** The thread's number in a grid of one axis. */
 __device__ inline i64 globalIndex() {
   return (i64)blockIdx.x * blockDim.x + threadIdx.x;

@@ -81,13 +81,6 @@ template <int W> __device__ inline Lane<W> secondTransposed(const T *tile) {
   return Lane<W>(tile, lane % 16, lane / 16);
 }
 
-__device__ inline unsigned pair(float low, float high, bf16) {
-  return bfloatsOfFloats(low, high);
-}
-__device__ inline unsigned pair(float low, float high, f16) {
-  return halvesOfFloats(low, high);
-}
-
 /** Two columns of a result. */
 __device__ inline void storePair(T *at, float x, float y) {
   *(unsigned *)at = pair(x, y, T());

@@ -18,12 +18,6 @@ __device__ inline void unpack(float &low, float &high, unsigned two, f16) {
   low = floatOfHalf(two & 0xffff);
   high = floatOfHalf(two >> 16);
 }
-__device__ inline unsigned pack(float low, float high, bf16) {
-  return bfloatsOfFloats(low, high);
-}
-__device__ inline unsigned pack(float low, float high, f16) {
-  return halvesOfFloats(low, high);
-}
 
 /** A whole piece, on a multiple of 16 bytes. */
 template <typename H>
@@ -37,10 +31,10 @@ __device__ inline void loadWhole(float (&x)[PIECE], const H *from) {
 template <typename H>
 __device__ inline void storeWhole(H *to, const float (&x)[PIECE]) {
   int4 bits;
-  bits.x = pack(x[0], x[1], H());
-  bits.y = pack(x[2], x[3], H());
-  bits.z = pack(x[4], x[5], H());
-  bits.w = pack(x[6], x[7], H());
+  bits.x = pair(x[0], x[1], H());
+  bits.y = pair(x[2], x[3], H());
+  bits.z = pair(x[4], x[5], H());
+  bits.w = pair(x[6], x[7], H());
   *(int4 *)to = bits;
 }
 template <>

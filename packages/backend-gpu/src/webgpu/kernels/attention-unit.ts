@@ -226,6 +226,12 @@ ${text(`${name}${j}`, j)}`,
   );
 }
 
+/** WGSL of the tile's line of element `e`, where all subgroups' matrices lie. */
+function lineOf({ unit, across }: UnitTile): string {
+  const elements = unit.m * unit.n;
+  return `e / ${across * elements}u * ${unit.m}u + e % ${elements}u / ${unit.n}u`;
+}
+
 /** Multiplies sums; `factor` is WGSL of `line` in the tile. */
 export function scaleSums(
   tile: UnitTile,
@@ -244,7 +250,7 @@ export function scaleSums(
     (
       sum,
     ) => `for (var e = tid; e < ${down * across * elements}u; e += ${threadsOf(tile)}u) {
-  let line = e / ${across * elements}u * ${unit.m}u + e % ${elements}u / ${unit.n}u;
+  let line = ${lineOf(tile)};
   scores[e] *= ${factor};
 }
 workgroupBarrier();
@@ -271,7 +277,7 @@ export function putSums(
       _,
       j,
     ) => `for (var e = 4u * tid; e < ${down * across * elements}u; e += ${4 * threadsOf(tile)}u) {
-  let line = e / ${across * elements}u * ${unit.m}u + e % ${elements}u / ${unit.n}u;
+  let line = ${lineOf(tile)};
   let c = (e / ${elements}u % ${across}u * ${columns * unit.n}u + ${j * unit.n}u + e % ${unit.n}u) / 4u;
   let value = vec4f(${fourOf('scores', 'e')});
   ${text}
