@@ -4,6 +4,7 @@ import type { KernelContext } from '../../../packages/backend-gpu/src/webgpu/ker
 import { attentionKernels } from '../../../packages/backend-gpu/src/webgpu/kernels/attention';
 import { compressedAttentionKernels } from '../../../packages/backend-gpu/src/webgpu/kernels/compressed-attention';
 import { selectedAttentionKernels } from '../../../packages/backend-gpu/src/webgpu/kernels/selected-attention';
+import { wgslOf } from '../../../packages/backend-gpu/src/webgpu/launch';
 import { flawsOf, launchesOf, nullTensor, openNullDevice } from './null-device';
 
 const tokens = 256;
@@ -157,4 +158,45 @@ describe('attention by matrix units', () => {
       expect(await flawsOf(device, launch)).toEqual([]);
     }
   });
+
+  // What the compiler does not see: matrices behind other variables would lie
+  // where NVIDIA's units cannot load them.
+  test.each(cases)(
+    '%s, %s: all workgroup memory comes in 16 bytes',
+    (name, profile) => {
+      const launches = launchesOf((context) =>
+        passes[name]?.(context, profiles[profile]),
+      );
+      const units = launches.filter(({ kernel }) => kernel.endsWith('Unit'));
+      for (const launch of units) {
+        const sizes = workgroupBytes(wgslOf(launch));
+        expect(sizes).toHaveProperty('factors');
+        for (const bytes of Object.values(sizes)) expect(bytes % 16).toBe(0);
+      }
+    },
+  );
 });
+
+/** Bytes of each variable of a workgroup, by name. */
+function workgroupBytes(code: string): Record<string, number> {
+  const constants = new Map(
+    [...code.matchAll(/const (\w+) = (\d+)u?;/g)].map(([, name, value]) => [
+      name,
+      Number(value),
+    ]),
+  );
+  const extentOf = (text: string) =>
+    text
+      .split('*')
+      .map((factor) => constants.get(factor.trim()) ?? Number.parseInt(factor, 10))
+      .reduce((product, factor) => product * factor);
+  const variables = code.matchAll(/var<workgroup> (\w+): (.*);/g);
+  return Object.fromEntries(
+    [...variables].map(([, name, type = '']) => {
+      const [, element = type, extent = '1'] =
+        type.match(/^array<(.*), (.*)>$/) ?? [];
+      const each = element === 'f16' ? 2 : 4;
+      return [name, each * extentOf(extent)];
+    }),
+  );
+}

@@ -23,10 +23,8 @@ export interface WebGpuOptions {
    */
   readonly matrices?: 'subgroup' | 'plain';
   /**
-   * What multiplies f16 in attention: plain kernels when missing, since units
-   * compute it wrongly on the only card that tried (docs/kernels.md).
-   * `emulated` is plain code in the units' place, slow: for tests on any
-   * device, in f32 too.
+   * The same for attention. `emulated` is plain code in the units' place, slow:
+   * for tests on any device, in f32 too.
    */
   readonly attention?: 'subgroup' | 'plain' | 'emulated';
   /**
@@ -125,7 +123,7 @@ async function openUnchecked(options: WebGpuOptions): Promise<WebGpuBackend> {
   }
   const gpu = options.gpu ?? (await loadGpu(options.boundsChecks));
   const adapter = await findAdapter(gpu, options);
-  const { matrices, attention = 'plain' } = options;
+  const { matrices, attention } = options;
   const matrixUnit = chooseUnit(gpu, adapter, matrices);
   const attentionUnit =
     attention === 'emulated'

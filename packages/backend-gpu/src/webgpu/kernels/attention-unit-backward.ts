@@ -11,6 +11,7 @@ import {
   eachQuad,
   extentOf,
   firstKeyTables,
+  flag,
   fourOf,
   keyStaging,
   layoutOf,
@@ -57,7 +58,7 @@ var<workgroup> keyRow: array<u32, ${keys}>;
 var<workgroup> factors: array<${tile.element}, ${layoutOf(tile).size}>;
 var<workgroup> scores: array<f32, ${2 * scoreElements(tile)}>;
 var<workgroup> maxima: array<f32, ${threadsOf(tile)}>;
-var<workgroup> isAbove: atomic<u32>;`;
+${flag('isAbove')}`;
 
 /** The row tables, and the statistics beside them. */
 function rowsStaging(view: View, row: string): TableStaging {
@@ -114,9 +115,9 @@ const putGradient = (tile: UnitTile) =>
  * it: rarely, so that they may stay in registers.
  */
 const raiseBound = (tile: UnitTile, quad: string, scale: string) =>
-  `if (top > bound) { atomicStore(&isAbove, 1u); }
-  if (workgroupUniformLoad(&isAbove) == 1u) {
-    if (tid == 0u) { atomicStore(&isAbove, 0u); }
+  `if (top > bound) { atomicStore(&isAbove[0], 1u); }
+  if (workgroupUniformLoad(&isAbove[0]) == 1u) {
+    if (tid == 0u) { atomicStore(&isAbove[0], 0u); }
     maxima[tid] = top;
     workgroupBarrier();
     for (var x = 0u; x < ${threadsOf(tile)}u; x++) { top = max(top, maxima[x]); }

@@ -3,6 +3,7 @@ import { type AttentionShape, sources, store } from './attention-products';
 import {
   eachQuad,
   firstKeyTables,
+  flag,
   fourOf,
   keyStaging,
   layoutOf,
@@ -83,7 +84,7 @@ var<workgroup> factors: array<${element}, ${layout.size}>;
 var<workgroup> scores: array<f32, ${scoreElements(tile)}>;
 var<workgroup> partial: array<f32, ${threads}>;
 var<workgroup> rowFactor: array<f32, M>;
-var<workgroup> isAbove: atomic<u32>;
+${flag('isAbove')}
 ${matrices.declarations(['factors'], ['scores'])}
 ${store(shape, 'storeO', [{ name: 'o', width: 'DV' }])}`,
     body: `let s = sequenceOf(group.z);
@@ -152,9 +153,9 @@ for (var base = first; base < end; base += N) {
   top = max(top, max(max(seen.x, seen.y), max(seen.z, seen.w)));
   ${probability}`,
   )}
-  if (top > reference + ${LIMIT}) { atomicStore(&isAbove, 1u); }
-  if (workgroupUniformLoad(&isAbove) == 1u) {
-    if (tid == 0u) { atomicStore(&isAbove, 0u); }
+  if (top > reference + ${LIMIT}) { atomicStore(&isAbove[0], 1u); }
+  if (workgroupUniformLoad(&isAbove[0]) == 1u) {
+    if (tid == 0u) { atomicStore(&isAbove[0], 0u); }
     partial[tid] = top;
     workgroupBarrier();
     for (var x = 0u; x < ${perRow(tile)}u; x++) { top = max(top, partial[row * ${perRow(tile)}u + x]); }

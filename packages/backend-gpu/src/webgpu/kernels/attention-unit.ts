@@ -285,6 +285,15 @@ export function putSums(
   );
 }
 
+/**
+ * A flag of the workgroup, the first of an array. Matrices are loaded and stored
+ * at multiples of 16 bytes, and a device may put them right behind what else is
+ * in workgroup memory: NVIDIA's loads others in silence. So all sizes there are
+ * such multiples.
+ */
+export const flag = (name: string) =>
+  `var<workgroup> ${name}: array<atomic<u32>, 4>;`;
+
 /** Four neighbours of an array, as arguments. */
 export const fourOf = (array: string, place: string) =>
   [0, 1, 2, 3].map((e) => `${array}[${place} + ${e}u]`).join(', ');
