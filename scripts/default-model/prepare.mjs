@@ -49,7 +49,7 @@ const tokenizerFolder = join(work, 'tokenizer');
 
 /**
  * Tokens of text and of retrieval documents. Each length gets as many tokens,
- * each kind its share. In 256 tokens every block of a sparse layer is selected:
+ * each kind its share. In 1,024 tokens every block of a sparse layer is selected:
  * copying is learned before searching.
  */
 const phases = {

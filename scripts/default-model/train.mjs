@@ -2,7 +2,7 @@
 // documents first, then text and searching in long ones.
 //
 //   node scripts/default-model/train.mjs WORK_FOLDER asa|nsa|full
-//     [--short-steps 5000] [--steps 1700] [--decay 600] [--seconds S]
+//     [--short-steps 2500] [--steps 1700] [--decay 600] [--seconds S]
 //     [--dtype f32] [--backend webgpu] …
 //
 // WORK_FOLDER/KIND becomes a model folder with a folder of checkpoints a phase
@@ -35,7 +35,7 @@ import { makeFolder } from '../../packages/core/dist/node.js';
 const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
-    'short-steps': { type: 'string', default: '5000' },
+    'short-steps': { type: 'string', default: '2500' },
     steps: { type: 'string', default: '1700' },
     decay: { type: 'string', default: '600' },
     rows: { type: 'string', default: '2' },

@@ -80,6 +80,18 @@ describe('bench', () => {
     expect(backend.memory().bytesInUse).toBe(before);
   });
 
+  it('decodes as deep as the context leaves room for what is generated', () => {
+    const cases = benchCases({
+      ...{ backend, reference, profile, dtypes: ['f32'], suites: ['model'] },
+      ...{ model: { name: 'tiny', config: { ...config, context: 64 } } },
+      contexts: [32, 64, 128],
+    });
+    const depths = cases.filter(({ name }) => name.startsWith('tg'));
+    expect(depths.map(({ name }) => name)).toEqual([
+      ...['tg4', 'tg4 @ d32', 'tg4 @ d59'],
+    ]);
+  });
+
   it('a wrong kernel has no time', async () => {
     const wrong = withKernels(backend, {
       attention: (own) => (inputs, outputs, attributes) =>

@@ -188,7 +188,7 @@ function printWebGpu({ adapters, openMs, checkMs }: ProbeReport): void {
     line('', `${features.map(has).join(', ')}${threads}`);
     const { matrixPath, noMatrixUnits } = adapter;
     const why = noMatrixUnits ? ` (${noMatrixUnits})` : '';
-    line('', `f16 matrix products: ${matrixPath}${why}`);
+    line('', `f16 products, of attention too: ${matrixPath}${why}`);
     const size = (name: string) => formatBytes(limits[name] ?? 0);
     line(
       '',

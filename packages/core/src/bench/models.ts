@@ -45,10 +45,13 @@ export function modelCases(
   options: ModelBenchOptions,
   dtype: FloatType,
 ): BenchCase[] {
-  const { contexts } = options;
+  const { contexts, generate, model } = options;
+  // What is generated has to fit behind it.
+  const deepest = Math.max(0, model.config.context - generate - 1);
+  const depths = new Set([0, ...contexts.map((n) => Math.min(n, deepest))]);
   return [
     ...contexts.map((tokens) => prefillCase(options, dtype, tokens)),
-    ...[0, ...contexts].map((depth) => decodeCase(options, dtype, depth)),
+    ...[...depths].map((depth) => decodeCase(options, dtype, depth)),
   ];
 }
 
