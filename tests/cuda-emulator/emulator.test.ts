@@ -18,6 +18,8 @@ interface Run {
   readonly shared?: number;
   /** Words that the kernel's one pointer points to. */
   readonly words?: number;
+  /** Of the compiler. */
+  readonly options?: readonly string[];
 }
 
 const reason = whyNoEmulator();
@@ -41,7 +43,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
     const { blocks = 1, threads = 64, shared = 0, words = threads } = options;
     const { grid = [blocks] } = options;
     const { driver } = emulator;
-    const kernel = load(body);
+    const kernel = load(body, options.options);
     const bytes = 4 * words;
     const x = driver.allocate(bytes) as CudaPointer;
     const host = new NativeMemory(bytes);
@@ -57,7 +59,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
     return result;
   }
 
-  function load(body: string) {
+  function load(body: string, options: readonly string[] = []) {
     const { driver, compiler } = emulator;
     const source = `#include "common.cuh"
 #include "hopper-ptx.cuh"
@@ -65,7 +67,7 @@ extern "C" __global__ void kernel(unsigned *x) {
   unsigned i = threadIdx.x;
   ${body}
 }`;
-    const request = { name: 'kernel.cu', source, headers, options: [] };
+    const request = { name: 'kernel.cu', source, headers, options };
     return driver.functionOf(
       driver.loadModule(compiler.compile(request)),
       'kernel',
@@ -143,6 +145,13 @@ extern "C" __global__ void kernel(unsigned *x) {
     ] as const) {
       expect(() => run('', { grid })).toThrow(`a grid of ${grid.join(', ')}`);
     }
+  });
+
+  test('refuses lambdas that are not said to be for the device', () => {
+    const body =
+      'auto twice = [&](unsigned y) { return 2 * y; }; x[i] = twice(i);';
+    expect(() => run(body)).toThrow(/host functions are not allowed/);
+    expect(run(body, { options: ['-default-device'] })[3]).toBe(6);
   });
 
   test('counts static shared memory to what needs no asking', () => {

@@ -102,7 +102,23 @@ std::string definitionOf(std::string option) {
   return "#define " + option + "\n";
 }
 
+/**
+ * The real compiler takes a function that does not say where it runs, and so
+ * every lambda, for the host's, and refuses it, unless an option says otherwise.
+ */
+bool isHostCode(const std::string &source, const std::vector<std::string> &options) {
+  static const std::regex lambda(R"re(\[[&=][^\]]*\]\s*\()re");
+  for (const std::string &option : options) {
+    if (option == "-default-device" || option == "--device-as-default-execution-space") return false;
+  }
+  return std::regex_search(source, lambda);
+}
+
 int compile(Program &program, const std::vector<std::string> &options) {
+  if (isHostCode(program.source, options)) {
+    program.log = program.name + ": error: host functions are not allowed in JIT mode";
+    return COMPILATION;
+  }
   char pattern[] = "/tmp/asa-cuda-emulator-XXXXXX";
   if (!mkdtemp(pattern)) return COMPILATION;
   std::string folder = pattern;

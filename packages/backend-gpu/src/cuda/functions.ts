@@ -92,6 +92,8 @@ export function requestOf(
     options: [
       `--gpu-architecture=${architectureOf(capability)}`,
       '--std=c++17',
+      // Lambdas cannot say that they run on the device.
+      '-default-device',
       ...Object.entries(defines).map(([name, value]) => `-D${name}=${value}`),
     ],
   };
