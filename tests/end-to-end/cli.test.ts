@@ -1,5 +1,5 @@
-import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, execFileSync } from 'node:child_process';
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { asa, ended, main, start, trainTiny, workspace } from './cli-process';
 
@@ -286,7 +286,7 @@ describe('generate', () => {
     child.stderr.resume();
     // Nothing reads: the program soon waits for room in the pipe.
     await new Promise((resolve) => child.stdout.once('readable', resolve));
-    await pause(1500);
+    await idle(child);
     child.kill('SIGINT');
     await pause(300);
     expect(child.exitCode).toBe(null);
@@ -523,6 +523,15 @@ describe('verify', () => {
     expect(stderr).toMatch(/asa: stopped\n$/);
   });
 });
+
+/** Until a process has computed nothing for half a second. */
+async function idle({ pid }: ChildProcess): Promise<void> {
+  const ticks = () => {
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(' ');
+    return Number(fields[13]) + Number(fields[14]);
+  };
+  for (let before = -1; before !== ticks(); await pause(500)) before = ticks();
+}
 
 const pause = (ms: number) =>
   new Promise((resolve) => {
