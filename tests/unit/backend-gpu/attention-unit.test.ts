@@ -171,7 +171,10 @@ describe('attention by matrix units', () => {
       for (const launch of units) {
         const sizes = workgroupBytes(wgslOf(launch));
         expect(sizes).toHaveProperty('factors');
-        for (const bytes of Object.values(sizes)) expect(bytes % 16).toBe(0);
+        const all = Object.values(sizes);
+        for (const bytes of all) expect(bytes % 16).toBe(0);
+        const total = all.reduce((sum, bytes) => sum + bytes);
+        expect(total).toBeLessThanOrEqual(49_152);
       }
     },
   );
@@ -188,7 +191,9 @@ function workgroupBytes(code: string): Record<string, number> {
   const extentOf = (text: string) =>
     text
       .split('*')
-      .map((factor) => constants.get(factor.trim()) ?? Number.parseInt(factor, 10))
+      .map(
+        (factor) => constants.get(factor.trim()) ?? Number.parseInt(factor, 10),
+      )
       .reduce((product, factor) => product * factor);
   const variables = code.matchAll(/var<workgroup> (\w+): (.*);/g);
   return Object.fromEntries(

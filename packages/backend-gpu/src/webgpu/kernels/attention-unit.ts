@@ -102,8 +102,18 @@ export function layoutOf(tile: UnitTile) {
 export const scoreElements = (tile: UnitTile) =>
   scoresOf(tile).rows * pitchesOf(tile).score;
 
-/** Of tables and statistics. */
-const OTHER_BYTES = 4096;
+/**
+ * Of the tables: six of rows and two of keys, of four steps on the side that
+ * passes; a word a thread; and a flag.
+ */
+function tableBytes(tile: UnitTile): number {
+  const extent = extentOf(tile);
+  const passing = 4 * STEP;
+  const [rows, keys] =
+    tile.pass === 'backwardKV' ? [passing, extent] : [extent, passing];
+  return 4 * (6 * rows + 2 * keys + threadsOf(tile)) + 16;
+}
+
 /** Registers of a thread that factors and sums may take. */
 const MOST_REGISTERS = 160;
 
@@ -127,7 +137,7 @@ function fits(tile: UnitTile): boolean {
   const scores = 4 * scoreElements(tile) * (isForward ? 1 : 2);
   const bytes = bytesPerElement[element] * layoutOf(tile).size + scores;
   return (
-    bytes + OTHER_BYTES <= workgroupBytes &&
+    bytes + tableBytes(tile) <= workgroupBytes &&
     registers <= MOST_REGISTERS &&
     STEP % (n * across) === 0 &&
     (pass !== 'backwardKV' || m === n) &&
