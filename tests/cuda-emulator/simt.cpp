@@ -482,6 +482,7 @@ static void holdProducts(void *const *all) {
       bool isSame = lanes[lane]->placeA == lanes[0]->placeA &&
                     lanes[lane]->placeB == lanes[0]->placeB &&
                     lanes[lane]->more == lanes[0]->more &&
+                    lanes[lane]->isTransposedA == lanes[0]->isTransposedA &&
                     lanes[lane]->columns == lanes[0]->columns;
       if (!isSame) fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: lanes of a warp differ");
     }

@@ -108,5 +108,5 @@ struct AsaWgmma {
   const unsigned *a;
   unsigned long long placeA, placeB;
   int columns;
-  bool isTransposed, isHalf, more;
+  bool isTransposed, isHalf, more, isTransposedA;
 };

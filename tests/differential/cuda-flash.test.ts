@@ -378,6 +378,55 @@ const hopperForms: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Several tiles of keys, of which each adds to the same rows. */
+const walkForms: Readonly<Record<string, Form>> = {
+  'six tiles of keys, several sequences': {
+    heads: 4,
+    groups: 1,
+    width: 64,
+    value: 80,
+    counts: [
+      { queries: 641 },
+      { queries: 0 },
+      { queries: 3 },
+      { queries: 258 },
+    ],
+    length: 4,
+    stride: 2,
+    tail: 2,
+  },
+  'a window over four of them': {
+    heads: 6,
+    groups: 2,
+    width: 80,
+    value: 64,
+    counts: [{ queries: 700 }, { queries: 130 }],
+    window: 260,
+    length: 2,
+    stride: 1,
+  },
+  'latent keys, rotary columns': {
+    heads: 2,
+    groups: 1,
+    width: 80,
+    rope: 48,
+    counts: [{ queries: 1 }, { queries: 523 }],
+    window: 129,
+    length: 3,
+    stride: 1,
+  },
+};
+/** Few multiprocessors: each walk whole; many: shared out by ranges of rows. */
+const walks = (
+  ['attentionBackward', 'compressedAttentionBackward'] as const
+).flatMap((operator) =>
+  Object.keys(walkForms).flatMap((name) =>
+    [2, 40].map(
+      (multiprocessors) => ['bf16', operator, name, multiprocessors] as const,
+    ),
+  ),
+);
+
 /** A decode step; its longest sequence has room for 1024 keys. */
 const grown: Form = {
   heads: 16,
@@ -478,6 +527,17 @@ describe.skipIf(reason)(
       { timeout: 300_000 },
       ([operator, dtype, name]) =>
         expectAgreement(hopper, operator, hopperForms[name] as Form, dtype),
+    );
+
+    test.for(walks)(
+      'gradients in one walk in %s: %s, %s, on %d multiprocessors',
+      { timeout: 300_000 },
+      async ([dtype, operator, name, multiprocessors]) => {
+        const card = await openEmulated({ capability: 90, multiprocessors });
+        const form = walkForms[name] as Form;
+        await expectAgreement(card, operator, form, dtype);
+        await card.destroy();
+      },
     );
 
     test.for([

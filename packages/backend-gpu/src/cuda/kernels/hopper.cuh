@@ -39,13 +39,15 @@ __device__ inline T *tilesIn(void *memory) {
 }
 
 /** The columns of a tile of COUNT rows, from the first one on. */
-template <int COUNT> __device__ inline MatrixPlace placeOf(const T *tile) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(tile);
+template <int COUNT> __device__ inline MatrixPlace placeAt(unsigned piece) {
   // From chunk to chunk, which only transposed ones are read over at once; from
   // eight rows to the next.
   constexpr MatrixPlace STRIDES =
       (MatrixPlace)(COUNT * 128 / 16) << 16 | (MatrixPlace)(1024 / 16) << 32;
-  return (MatrixPlace)(address >> 4 & 0x3fff) | STRIDES | 1ull << 62;
+  return (MatrixPlace)(piece & 0x3fff) | STRIDES | 1ull << 62;
+}
+template <int COUNT> __device__ inline MatrixPlace placeOf(const T *tile) {
+  return placeAt<COUNT>((unsigned)__cvta_generic_to_shared(tile) / 16);
 }
 /** What is added to that for columns 16 k; for rows 16 k. */
 template <int COUNT> __device__ constexpr int columnStep(int k) {
@@ -53,15 +55,15 @@ template <int COUNT> __device__ constexpr int columnStep(int k) {
 }
 __device__ constexpr int rowStep(int k) { return k * (16 * 128 / 16); }
 
-template <bool TRANSPOSED, int COLUMNS, typename A>
+template <bool... TRANSPOSED, int COLUMNS, typename A>
 __device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
                                 MatrixPlace b, int more, bf16) {
-  Wgmma<8 * COLUMNS>::template bfloat<TRANSPOSED>(d, a, b, more);
+  Wgmma<8 * COLUMNS>::template bfloat<TRANSPOSED...>(d, a, b, more);
 }
-template <bool TRANSPOSED, int COLUMNS, typename A>
+template <bool... TRANSPOSED, int COLUMNS, typename A>
 __device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
                                 MatrixPlace b, int more, f16) {
-  Wgmma<8 * COLUMNS>::template half<TRANSPOSED>(d, a, b, more);
+  Wgmma<8 * COLUMNS>::template half<TRANSPOSED...>(d, a, b, more);
 }
 
 /** d = a b^T of tiles of A_ROWS and B_ROWS rows, over DEPTH columns. */
@@ -73,6 +75,27 @@ __device__ inline void multiplyTiles(float (&d)[COLUMNS][4], MatrixPlace a,
   for (int k = 0; k < DEPTH / 16; k++) {
     multiply<false>(d, a + columnStep<A_ROWS>(k), b + columnStep<B_ROWS>(k),
                     k > 0, T());
+  }
+}
+
+/** d += a b of a tile of A_ROWS rows, of DEPTH rows of b. */
+template <int DEPTH, int A_ROWS, int COLUMNS>
+__device__ inline void addProduct(float (&d)[COLUMNS][4], MatrixPlace a,
+                                  MatrixPlace b) {
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<true>(d, a + columnStep<A_ROWS>(k), b + rowStep(k), 1, T());
+  }
+}
+
+/** d = a^T b of 64 columns of a, over DEPTH rows of both. */
+template <int DEPTH, int COLUMNS>
+__device__ inline void multiplyTransposed(float (&d)[COLUMNS][4], MatrixPlace a,
+                                          MatrixPlace b) {
+  forget(d);
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<true, true>(d, a + rowStep(k), b + rowStep(k), k > 0, T());
   }
 }
 
@@ -103,15 +126,15 @@ __device__ constexpr int copyWidth(int first, int columns) {
 
 /**
  * Starts to copy COLUMNS elements of COUNT rows to columns FIRST .. of a tile.
- * Row i is row `rowOf(i)` of `base`, zeros where that is negative. All threads
- * of the warpgroup share the work.
+ * Row i is row `rowOf(i)` of `base`, zeros where that is negative. The first BY
+ * threads of the warpgroup share the work.
  */
-template <int COUNT, int FIRST, int COLUMNS, typename RowOf>
+template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP, typename RowOf>
 __device__ inline void copyChunks(T *tile, const T *base, int stride,
                                   RowOf rowOf) {
   constexpr int TAKEN = copyWidth(FIRST, COLUMNS);
   constexpr int PIECES = TAKEN / 8;
-  constexpr int STEP = GROUP / PIECES;
+  constexpr int STEP = BY / PIECES;
   int thread = threadIdx.x % GROUP;
   int piece = thread % PIECES;
   int row = thread / PIECES;
@@ -126,18 +149,19 @@ __device__ inline void copyChunks(T *tile, const T *base, int stride,
     cpAsync16(to + i * 64, from + (i64)at * stride, at >= 0);
   }
   if constexpr (COLUMNS > TAKEN) {
-    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN>(tile, base + TAKEN, stride,
-                                                      rowOf);
+    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN, BY>(tile, base + TAKEN,
+                                                          stride, rowOf);
   }
 }
 
 /** The same of consecutive rows of `from`, from `base` on; zeros from `end` on. */
-template <int COUNT, int FIRST, int COLUMNS>
+template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP>
 __device__ inline void copyTile(T *tile, const T *from, int stride, int base,
                                 int end) {
   int count = end - base;
-  copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
-                                    [&](int i) { return i < count ? i : -1; });
+  copyChunks<COUNT, FIRST, COLUMNS, BY>(
+      tile, from + (i64)base * stride, stride,
+      [&](int i) { return i < count ? i : -1; });
 }
 
 /** A place in a ring of STAGES tiles, and the parity of its phase. */
