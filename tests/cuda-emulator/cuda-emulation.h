@@ -312,7 +312,10 @@ inline void arriveAt(int id, int threads) {
 inline void fenceProducts() { asaFenceProducts(); }
 // Blocks run one behind the other: it is for another warp of this one.
 inline void awaitCount(const int *counter, int count) {
-  while (*(const volatile int *)counter < count) asaYield();
+  for (int n = 0; *(const volatile int *)counter < count; n++) {
+    if (n == 1 << 20) asaGiveUp("awaitCount: no block before this one adds");
+    asaYield();
+  }
 }
 inline void addToCount(int *counter) { ++*counter; }
 inline void addFour(float4 *at, float4 x) {

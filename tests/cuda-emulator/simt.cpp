@@ -324,6 +324,8 @@ void asaYield() {
   leave();
 }
 
+void asaGiveUp(const char *why) { fail(CUDA_ERROR_LAUNCH_FAILED, "%s", why); }
+
 void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
              AsaMeeting *meeting) {
   Thread &thread = self();

@@ -66,6 +66,8 @@ AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote,
                     bool waits = true);
 /** Lets other threads run. */
 void asaYield();
+/** Ends the launch. */
+[[noreturn]] void asaGiveUp(const char *why);
 
 AsaMeeting asaMmaHalf, asaMmaBfloat, asaLoadMatrices, asaLoadMatricesTransposed;
 float asaFloatOfHalf(unsigned short x);

@@ -381,7 +381,7 @@ const hopperForms: Readonly<Record<string, Form>> = {
 /** Several tiles of keys, of which each adds to the same rows. */
 const walkForms: Readonly<Record<string, Form>> = {
   'six tiles of keys, several sequences': {
-    heads: 4,
+    heads: 8,
     groups: 1,
     width: 64,
     value: 80,
@@ -406,7 +406,7 @@ const walkForms: Readonly<Record<string, Form>> = {
     stride: 1,
   },
   'latent keys, rotary columns': {
-    heads: 2,
+    heads: 8,
     groups: 1,
     width: 80,
     rope: 48,
@@ -421,7 +421,7 @@ const walks = (
   ['attentionBackward', 'compressedAttentionBackward'] as const
 ).flatMap((operator) =>
   Object.keys(walkForms).flatMap((name) =>
-    [2, 40].map(
+    [2, 200].map(
       (multiprocessors) => ['bf16', operator, name, multiprocessors] as const,
     ),
   ),

@@ -14,6 +14,11 @@ constexpr int SCORES_SIZE = ROWS * N;
 /** Columns of dQ that a warpgroup computes: a chunk of the keys. */
 constexpr int CHUNK = 64;
 
+/** Registers of a thread that computes, and of one that does not. */
+#define SUMMING 240
+#define SERVING 24
+static_assert(GROUPS * SUMMING + SERVING <= 65536 / GROUP, "a block's share");
+
 /** Threads that compute; of those that do not, the first ones copy. */
 #define CONSUMERS (GROUPS * GROUP)
 #define COPIERS 64
@@ -156,6 +161,23 @@ struct Shared {
   __align__(16) float known[STAGES][2 * N];
 };
 
+/**
+ * Starts to copy a row of COLUMNS elements to columns FIRST .. of a tile; eight
+ * threads share it.
+ */
+template <int COUNT, int FIRST, int COLUMNS>
+__device__ inline void copyRow(T *tile, int row, const T *from, bool valid) {
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c += 64) {
+    int own = c + threadIdx.x % 8 * 8;
+    int to = FIRST + own;
+    if (own >= COLUMNS) continue;
+    cpAsync16(tile + to / 64 * COUNT * 64 + row * 64 +
+                  (to / 8 ^ row) % 8 * 8,
+              from + own, valid);
+  }
+}
+
 /** Takes items, and copies their keys and rows. */
 __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
                                const float2 *statistics, T *tileK, T *tileV,
@@ -171,34 +193,38 @@ __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
     const Item &item = shared.items[parity];
     if (item.count() == 0) break;
     Source from = sourceOf(u, item.s, item.keyHead);
-    copyTile<ROWS, 0, WIDTH, COPIERS>(tileK, from.k, from.keyStride,
-                                      item.firstKey, item.endKey);
+#pragma unroll 1
+    for (int i = thread / 8; i < ROWS; i += COPIERS / 8) {
+      i64 at = item.firstKey + i;
+      bool isKey = at < item.endKey;
+      copyRow<ROWS, 0, WIDTH>(tileK, i, from.k + at * from.keyStride, isKey);
 #if ROPE > 0
-    copyTile<ROWS, WIDTH, ROPE, COPIERS>(tileK, from.kRope, ROPE, item.firstKey,
-                                         item.endKey);
+      copyRow<ROWS, WIDTH, ROPE>(tileK, i, from.kRope + at * ROPE, isKey);
 #endif
 #if !LATENT
-    copyTile<ROWS, 0, VALUE, COPIERS>(tileV, from.v, from.valueStride,
-                                      item.firstKey, item.endKey);
+      copyRow<ROWS, 0, VALUE>(tileV, i, from.v + at * from.valueStride, isKey);
 #endif
+    }
     copies.commit(&barriers.keys);
     int count = item.count();
     for (int n = 0; n < count; n++) {
-      int base = item.rowsAt(n) * N;
-      T *stage = stages + turn.stage * STAGE_SIZE;
-      auto rowOf = [&](int i) { return item.indexOf(u, base + i); };
+      int rows = item.rowsAt(n);
       copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
-      copyChunks<N, 0, WIDTH, COPIERS>(stage, u.q, WIDTH, rowOf);
+      T *stage = stages + turn.stage * STAGE_SIZE;
+#pragma unroll 1
+      for (int i = thread / 8; i < N; i += COPIERS / 8) {
+        i64 at = item.indexOf(u, rows * N + i);
+        copyRow<N, 0, WIDTH>(stage, i, u.q + at * WIDTH, at >= 0);
 #if ROPE > 0
-      copyChunks<N, WIDTH, ROPE, COPIERS>(stage, u.qRope, ROPE, rowOf);
+        copyRow<N, WIDTH, ROPE>(stage, i, u.qRope + at * ROPE, at >= 0);
 #endif
-      copyChunks<N, 0, VALUE, COPIERS>(stage + QUERIES_SIZE, dO, VALUE, rowOf);
-      float *known = shared.known[turn.stage];
-      int row = rowOf(thread);
-      const float *of = &statistics[row].x;
-      if (thread == 0) shared.rows[turn.stage] = base / N;
-      cpAsync4(&known[thread], of, row >= 0);
-      cpAsync4(&known[N + thread], of + 1, row >= 0);
+        copyRow<N, 0, VALUE>(stage + QUERIES_SIZE, i, dO + at * VALUE, at >= 0);
+      }
+      if (thread == 0) shared.rows[turn.stage] = rows;
+      float *known = shared.known[turn.stage] + thread;
+      i64 row = item.indexOf(u, rows * N + thread);
+      cpAsync4(known, &statistics[row].x, row >= 0);
+      cpAsync4(known + N, &statistics[row].y, row >= 0);
       copies.commit(&barriers.rows[turn.stage]);
       turn.next();
     }
@@ -310,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
   __syncthreads();
   if (group == GROUPS) {
-    giveRegisters<COPYING>();
+    giveRegisters<SERVING>();
     int thread = threadIdx.x % GROUP;
     if (thread < COPIERS) {
       copyAll(u, plan, dO, statistics, tileK, tileV, stages, shared);
@@ -319,7 +345,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (thread == COPIERS + 32) passTurns(u, plan, shared);
     return;
   }
-  takeRegisters<COMPUTING>();
+  takeRegisters<SUMMING>();
 
   int warp = threadIdx.x % GROUP / 32;
   int row = 64 * group + 16 * warp + laneRow();

@@ -126,15 +126,15 @@ __device__ constexpr int copyWidth(int first, int columns) {
 
 /**
  * Starts to copy COLUMNS elements of COUNT rows to columns FIRST .. of a tile.
- * Row i is row `rowOf(i)` of `base`, zeros where that is negative. The first BY
- * threads of the warpgroup share the work.
+ * Row i is row `rowOf(i)` of `base`, zeros where that is negative. All threads
+ * of the warpgroup share the work.
  */
-template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP, typename RowOf>
+template <int COUNT, int FIRST, int COLUMNS, typename RowOf>
 __device__ inline void copyChunks(T *tile, const T *base, int stride,
                                   RowOf rowOf) {
   constexpr int TAKEN = copyWidth(FIRST, COLUMNS);
   constexpr int PIECES = TAKEN / 8;
-  constexpr int STEP = BY / PIECES;
+  constexpr int STEP = GROUP / PIECES;
   int thread = threadIdx.x % GROUP;
   int piece = thread % PIECES;
   int row = thread / PIECES;
@@ -149,19 +149,18 @@ __device__ inline void copyChunks(T *tile, const T *base, int stride,
     cpAsync16(to + i * 64, from + (i64)at * stride, at >= 0);
   }
   if constexpr (COLUMNS > TAKEN) {
-    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN, BY>(tile, base + TAKEN,
-                                                          stride, rowOf);
+    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN>(tile, base + TAKEN, stride,
+                                                      rowOf);
   }
 }
 
 /** The same of consecutive rows of `from`, from `base` on; zeros from `end` on. */
-template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP>
+template <int COUNT, int FIRST, int COLUMNS>
 __device__ inline void copyTile(T *tile, const T *from, int stride, int base,
                                 int end) {
   int count = end - base;
-  copyChunks<COUNT, FIRST, COLUMNS, BY>(
-      tile, from + (i64)base * stride, stride,
-      [&](int i) { return i < count ? i : -1; });
+  copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
+                                    [&](int i) { return i < count ? i : -1; });
 }
 
 /** A place in a ring of STAGES tiles, and the parity of its phase. */
