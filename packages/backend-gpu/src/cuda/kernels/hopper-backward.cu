@@ -15,8 +15,8 @@ constexpr int SCORES_SIZE = ROWS * N;
 constexpr int CHUNK = 64;
 
 /** Registers of a thread that computes, and of one that does not. */
-#define SUMMING 240
-#define SERVING 24
+constexpr int SUMMING = KEY + VALUE > 208 ? 240 : 216;
+constexpr int SERVING = KEY + VALUE > 208 ? 24 : 72;
 static_assert(GROUPS * SUMMING + SERVING <= 65536 / GROUP, "a block's share");
 
 /** Threads that compute; of those that do not, the first ones copy. */
@@ -327,7 +327,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     initBarrier(&barriers.keysFree, 4 * GROUPS + 2);
     for (int n = 0; n < STAGES; n++) {
       initBarrier(&barriers.rows[n], 2);
-      initBarrier(&barriers.rowsFree[n], 1);
+      // One of the last two has to see each phase of `added`.
+      initBarrier(&barriers.rowsFree[n], 4 * GROUPS + 1);
       initBarrier(&barriers.turns[n], 1);
       initBarrier(&barriers.added[n], 4 * GROUPS);
     }
@@ -506,18 +507,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       turn.next();
       renew(tiles);
       renew(spot);
-      await(&barriers.scores[which], phase);
       startScores();
+      await(&barriers.scores[which], phase);
       startSums(before);
       nextScores();
       wgmmaWait<2>();
       weigh();
       wgmmaWait<1>();
       addQueries(before);
+      arriveWarp(&barriers.added[before.stage]);
       startValues();
       wgmmaWait<2>();
       hold(sumsK);
-      arriveWarp(&barriers.added[before.stage]);
+      arriveWarp(&barriers.rowsFree[before.stage]);
       wgmmaWait<1>();
       differ();
       wgmmaWait<0>();
@@ -529,9 +531,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     nextScores();
     wgmmaWait<1>();
     addQueries(turn);
+    arriveWarp(&barriers.added[turn.stage]);
     wgmmaWait<0>();
     hold(sumsK);
-    arriveWarp(&barriers.added[turn.stage]);
+    arriveWarp(&barriers.rowsFree[turn.stage]);
     turn.next();
     arriveWarp(&barriers.keysFree);
 
