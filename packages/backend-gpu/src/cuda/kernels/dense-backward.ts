@@ -59,15 +59,14 @@ function backwardInOneWalk(
   clearUnwritten(context, [dQ, dQRope], !coversAll(view, dQ));
   clearUnwritten(context, [dK, dV, shares], view.keyRows !== extent(dK, 0));
   const statistics = rowStatistics(context, inputs);
-  const rowTiles = keyHeads * plan.rowTiles;
-  const rowSums = context.scratch(rowTiles * cut.keys * cut.rows, 'f32');
+  const rowSums = context.scratch(plan.rowSums, 'f32');
   const columns = width + ropeWidth + valueWidth;
   const keySums =
     plan.ranges > 1
       ? context.scratch(units * plan.keyTiles * cut.rows * columns, 'f32')
       : undefined;
   // The next item, then how far sums have come.
-  const counts = 1 + rowTiles + units * plan.keyTiles;
+  const counts = 1 + keyHeads * plan.rowTiles + units * plan.keyTiles;
   const counters = context.scratch(counts, 'i32');
   context.clear(counters);
   context.run({

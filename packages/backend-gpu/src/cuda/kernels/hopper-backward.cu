@@ -13,6 +13,9 @@ constexpr int STAGE_SIZE = QUERIES_SIZE + tileSize(N, VALUE);
 constexpr int SCORES_SIZE = ROWS * N;
 /** Columns of dQ that a warpgroup computes: a chunk of the keys. */
 constexpr int CHUNK = 64;
+/** Its sums of a tile of rows, by four. */
+constexpr int PART = N * CHUNK / 4;
+constexpr int PARTS = KEY > CHUNK ? 2 : 1;
 
 /** Registers of a thread that computes, and of one that does not. */
 constexpr int SUMMING = KEY + VALUE > 208 ? 240 : 216;
@@ -26,7 +29,7 @@ static_assert(GROUPS * SUMMING + SERVING <= 65536 / GROUP, "a block's share");
 
 /** How work is cut and where sums lie; `hopper.ts` decides. */
 struct Plan {
-  /** Of a tile of rows CHUNK columns of dQ twice; of a tile of keys dK and dV. */
+  /** Of a tile of rows the PARTS of dQ; of a tile of keys dK and dV. */
   float4 *rowSums, *keySums;
   /** The next item; how many have added to each tile of rows, of keys. */
   int *counters;
@@ -248,7 +251,7 @@ __device__ inline void awaitTurns(const Call &u, const Plan &plan,
       int before = item.tile - item.firstOf(u, rows);
       await(&barriers.rowsFree[turn.stage], turn.parity ^ 1);
       i64 rowTile = item.rowTile + rows;
-      shared.sums[turn.stage] = plan.rowSums + rowTile * (N * 2 * CHUNK / 4);
+      shared.sums[turn.stage] = plan.rowSums + rowTile * (PARTS * PART);
       shared.isFirst[turn.stage] = before == 0;
       shared.isLast[turn.stage] = item.tile == item.lastOf(u, rows);
       awaitCount(plan.rowsDone(rowTile), before);
@@ -449,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       int at = S_AT + which * (SCORES_SIZE / 8);
       hold(sumsK);
       wgmmaFence();
-      if (KEY > CHUNK || group == 0) {
+      if (PARTS == 2 || group == 0) {
         multiplyTransposed<ROWS>(
             x, placeAt<ROWS>(tiles + at),
             placeAt<ROWS>(tiles + group * (ROWS * 128 / 16)));
@@ -466,10 +469,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto addQueries = [&](const Turn &at) {
       hold(x);
       await(&barriers.turns[at.stage], at.parity);
-      if (KEY <= CHUNK && group > 0) return;
+      if (PARTS == 1 && group > 0) return;
       bool isFirst = shared.isFirst[at.stage];
       float4 *to = shared.sums[at.stage] + threadIdx.x % 32 +
-                   (4 * group + warp) * (16 * CHUNK / 4);
+                   (4 * group + warp) * (PART / 4);
       if (!shared.isLast[at.stage]) {
         if (isFirst) {
           store(x, to, 32);

@@ -91,7 +91,7 @@ export function hopperForwardCut(
 }
 
 /** Sums of dQ at most: a share of the device's memory. */
-const rowSumBytes = ({ totalBytes }: DeviceFacts) => totalBytes / 16;
+const mostSumBytes = ({ totalBytes }: DeviceFacts) => totalBytes / 16;
 
 /** The cut of all gradients in one walk: its `keys` are rows of queries. */
 export function hopperBackwardCut(
@@ -110,9 +110,9 @@ export function hopperBackwardCut(
     isHopperValue(valueWidth) &&
     width + ropeWidth <= 128;
   if (!fits || !isAscending(view.sequences)) return undefined;
-  const sums = rowTilesOf(view, keys) * shape.keyHeads * keys * 128 * 4;
-  if (sums > rowSumBytes(facts)) return undefined;
   const keyColumns = wholeChunks(width + ropeWidth);
+  const sums = rowTilesOf(view, keys) * shape.keyHeads * keys * keyColumns;
+  if (4 * sums > mostSumBytes(facts)) return undefined;
   const columns = keyColumns + wholeChunks(valueWidth);
   const own = isLatent ? keyColumns : columns;
   // Gradients of scores twice; with each row its LSE and dO . o.
@@ -150,7 +150,9 @@ export interface HopperPlan {
   /** Tiles of keys by ranges of rows, of all heads and sequences. */
   readonly items: number;
   readonly keyTiles: number;
+  /** Tiles of rows of a key head, and elements of their sums, of all heads. */
   readonly rowTiles: number;
+  readonly rowSums: number;
   /** Tiles of rows of a range, and how many ranges there are. */
   readonly range: number;
   readonly ranges: number;
@@ -165,7 +167,7 @@ export interface HopperPlan {
  * start at multiples of their length.
  */
 export function hopperPlan(
-  { keyHeads }: AttentionShape,
+  { keyHeads, width, ropeWidth }: AttentionShape,
   view: View,
   { rows, keys }: HopperCut,
   { multiprocessors }: DeviceFacts,
@@ -209,10 +211,12 @@ export function hopperPlan(
   // A window's walk begins anywhere: no range cuts it.
   const range = isWindow && best === longest ? Math.max(1, all) : best;
   const count = Math.max(1, Math.ceil(all / range));
+  const rowTiles = rowTilesOf(view, keys);
   return {
     items: units * keyTiles * count,
     keyTiles,
-    rowTiles: rowTilesOf(view, keys),
+    rowTiles,
+    rowSums: keyHeads * rowTiles * keys * wholeChunks(width + ropeWidth),
     range,
     ranges: count,
     cycle,
