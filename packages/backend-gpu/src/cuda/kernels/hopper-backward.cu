@@ -377,12 +377,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Item &item = shared.items[parity];
     int count = item.count();
     if (count == 0) return;
-    // Rows that all of the warpgroup's keys see.
-    int firstFrom, allEnd, allFirst, lastCount;
+    // Rows that any of the warpgroup's keys sees, and that all see.
+    int someFirst, someEnd, allFirst, allEnd;
     int key = item.firstKey + 64 * group;
-    item.look(u, key, firstFrom, allEnd);
-    item.look(u, key + 63, allFirst, lastCount);
-    allEnd += firstFrom;
+    item.look(u, key, someFirst, allEnd);
+    item.look(u, key + 63, allFirst, someEnd);
+    allEnd += someFirst;
+    someEnd += allFirst;
     float sumsK[KEY / 8][4];
     float sumsV[VALUE / 8][4];
     clear(sumsK);
@@ -392,7 +393,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     unsigned weights[N / 16][4];
 
     auto startScores = [&] {
-      await(&barriers.rows[turn.stage], turn.parity);
       wgmmaFence();
       multiplyTiles<KEY, ROWS, N>(p, own(0), stageOf(turn, 0));
       wgmmaCommit();
@@ -448,7 +448,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       fenceProducts();
       arriveWarp(&barriers.scores[which]);
     };
-    auto startSums = [&](const Turn &of) {
+    // Nothing of a tile that no key sees.
+    auto clearScores = [&] {
+      T *to = tileS + which * SCORES_SIZE;
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) {
+        T *piece = to + (spot ^ n * 8);
+        storePair(piece, 0, 0);
+        storePair(piece + 8 * 64, 0, 0);
+      }
+      fenceProducts();
+      arriveWarp(&barriers.scores[which]);
+    };
+    auto startSums = [&](const Turn &of, bool saw) {
       int at = S_AT + which * (SCORES_SIZE / 8);
       hold(sumsK);
       wgmmaFence();
@@ -458,7 +470,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             placeAt<ROWS>(tiles + group * (ROWS * 128 / 16)));
       }
       wgmmaCommit();
-      addProduct<N, ROWS>(sumsK, own(at), stageOf(of, 0));
+      if (saw) {
+        addProduct<N, ROWS>(sumsK, own(at), stageOf(of, 0));
+      }
       wgmmaCommit();
     };
     auto nextScores = [&] {
@@ -496,49 +510,100 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
     };
 
-    startScores();
-    wgmmaWait<0>();
-    weigh();
-    startValues();
-    wgmmaWait<1>();
-    differ();
-    wgmmaWait<0>();
-    hold(weights);
-    hold(sumsV);
+    // Where dQ is one warpgroup's, that is the only condition.
+    auto seesTile = [&] {
+      await(&barriers.rows[turn.stage], turn.parity);
+      int base = shared.rows[turn.stage] * N;
+      return PARTS == 1 || (base < someEnd && base + N > someFirst);
+    };
+    auto begin = [&](bool sees) {
+      if (sees) {
+        startScores();
+        wgmmaWait<0>();
+        weigh();
+        startValues();
+        wgmmaWait<1>();
+        differ();
+        wgmmaWait<0>();
+        hold(weights);
+        hold(sumsV);
+      } else {
+        clearScores();
+      }
+    };
+    // The next tile, and dQ and dK of the one before. Whether the warpgroup sees
+    // these is a constant of each call: products behind a condition would be
+    // serialised.
+    auto step = [&](const Turn &before, bool sees, bool saw) {
+      if (sees) startScores();
+      await(&barriers.scores[which], phase);
+      startSums(before, saw);
+      nextScores();
+      if (sees) {
+        wgmmaWait<2>();
+        weigh();
+      }
+      wgmmaWait<1>();
+      addQueries(before);
+      arriveWarp(&barriers.added[before.stage]);
+      if (sees) {
+        startValues();
+        wgmmaWait<2>();
+      } else {
+        wgmmaWait<0>();
+      }
+      hold(sumsK);
+      arriveWarp(&barriers.rowsFree[before.stage]);
+      if (sees) {
+        wgmmaWait<1>();
+        differ();
+        wgmmaWait<0>();
+        hold(weights);
+        hold(sumsV);
+      } else {
+        clearScores();
+      }
+    };
+    auto end = [&](bool saw) {
+      await(&barriers.scores[which], phase);
+      startSums(turn, saw);
+      nextScores();
+      wgmmaWait<1>();
+      addQueries(turn);
+      arriveWarp(&barriers.added[turn.stage]);
+      wgmmaWait<0>();
+      hold(sumsK);
+      arriveWarp(&barriers.rowsFree[turn.stage]);
+      turn.next();
+    };
+    bool saw = seesTile();
+    if (saw) {
+      begin(true);
+    } else {
+      begin(false);
+    }
     for (int n = 1; n < count; n++) {
       Turn before = turn;
       turn.next();
       renew(tiles);
       renew(spot);
-      startScores();
-      await(&barriers.scores[which], phase);
-      startSums(before);
-      nextScores();
-      wgmmaWait<2>();
-      weigh();
-      wgmmaWait<1>();
-      addQueries(before);
-      arriveWarp(&barriers.added[before.stage]);
-      startValues();
-      wgmmaWait<2>();
-      hold(sumsK);
-      arriveWarp(&barriers.rowsFree[before.stage]);
-      wgmmaWait<1>();
-      differ();
-      wgmmaWait<0>();
-      hold(weights);
-      hold(sumsV);
+      bool sees = seesTile();
+      if (sees && saw) {
+        step(before, true, true);
+      } else if (sees) {
+        step(before, true, false);
+      } else if (saw) {
+        step(before, false, true);
+      } else {
+        step(before, false, false);
+      }
+      saw = sees;
     }
-    await(&barriers.scores[which], phase);
-    startSums(turn);
-    nextScores();
-    wgmmaWait<1>();
-    addQueries(turn);
-    arriveWarp(&barriers.added[turn.stage]);
-    wgmmaWait<0>();
-    hold(sumsK);
-    arriveWarp(&barriers.rowsFree[turn.stage]);
-    turn.next();
+    if (saw) {
+      end(true);
+    } else {
+      end(false);
+    }
     arriveWarp(&barriers.keysFree);
 
     // Ranges add to the keys' sums one behind the other, the last rows first.
