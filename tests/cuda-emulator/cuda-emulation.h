@@ -297,6 +297,7 @@ inline void wgmmaFence() { asaWgmmaFence(); }
 inline void wgmmaCommit() { asaCommitProducts(); }
 template <int PENDING> inline void wgmmaWait() { asaWaitForProducts(PENDING); }
 template <typename V> inline void hold(V &) {}
+inline void renew(unsigned &) {}
 template <int COUNT> inline void forget(float (&x)[COUNT][4]) {
   memset(x, 0xff, sizeof x);
 }
@@ -309,6 +310,17 @@ inline void arriveAt(int id, int threads) {
   asaBarrier("bar", id, threads, 0, false);
 }
 inline void fenceProducts() { asaFenceProducts(); }
+// Blocks run one behind the other: it is for another warp of this one.
+inline void awaitCount(const int *counter, int count) {
+  for (int n = 0; *(const volatile int *)counter < count; n++) {
+    if (n == 1 << 20) asaGiveUp("awaitCount: no block before this one adds");
+    asaYield();
+  }
+}
+inline void addToCount(int *counter) { ++*counter; }
+inline void addFour(float4 *at, float4 x) {
+  *at = {at->x + x.x, at->y + x.y, at->z + x.z, at->w + x.w};
+}
 inline void initBarrier(Mbarrier *at, int count) { asaInitBarrier(at, count); }
 inline void arrive(Mbarrier *at) { asaArrive(at); }
 inline bool hasEnded(Mbarrier *at, unsigned parity) {
@@ -317,21 +329,23 @@ inline bool hasEnded(Mbarrier *at, unsigned parity) {
 inline void await(Mbarrier *at, unsigned parity) { asaAwait(at, parity); }
 template <int COLUMNS> struct Wgmma {
   typedef float Sums[COLUMNS / 8][4];
-  template <bool TRANSPOSED>
+  template <bool TRANSPOSED, bool TRANSPOSED_A = false>
   static void half(Sums &d, MatrixPlace a, MatrixPlace b, int more) {
-    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, true, more != 0});
+    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, true, more != 0,
+              TRANSPOSED_A});
   }
   template <bool TRANSPOSED>
   static void half(Sums &d, const unsigned (&a)[4], MatrixPlace b, int more) {
-    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, true, more != 0});
+    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, true, more != 0, false});
   }
-  template <bool TRANSPOSED>
+  template <bool TRANSPOSED, bool TRANSPOSED_A = false>
   static void bfloat(Sums &d, MatrixPlace a, MatrixPlace b, int more) {
-    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, false, more != 0});
+    asaWgmma({d[0], nullptr, a, b, COLUMNS, TRANSPOSED, false, more != 0,
+              TRANSPOSED_A});
   }
   template <bool TRANSPOSED>
   static void bfloat(Sums &d, const unsigned (&a)[4], MatrixPlace b, int more) {
-    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, false, more != 0});
+    asaWgmma({d[0], a, 0, b, COLUMNS, TRANSPOSED, false, more != 0, false});
   }
 };
 

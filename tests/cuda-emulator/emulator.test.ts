@@ -246,6 +246,18 @@ extern "C" __global__ void kernel(unsigned *x) {
     expect(run(body('wgmmaWait<1>();'), onWarpgroup)[100]).toBe(7);
   });
 
+  test('multiplies by a first operand whose rows are those of k', () => {
+    const body = `${product}
+      wgmmaFence();
+      Wgmma<16>::half<true, true>(d, b, b, 0);
+      wgmmaCommit();
+      wgmmaWait<0>();
+      x[i] = (unsigned)d[1][2];`;
+    // Lane 4 of warp 3: row 48 + 1 + 8.
+    const columns = [9, 11, 13, 15].map((n) => 16 * 58 * n);
+    expect([...run(body, onWarpgroup).slice(100, 104)]).toEqual(columns);
+  });
+
   test.each([
     ['no fence of registers', '', /no wgmma\.fence/],
     [
@@ -262,6 +274,11 @@ extern "C" __global__ void kernel(unsigned *x) {
       'a barrier at which too few arrive',
       'if (i > 0) arrive(&barrier); await(&barrier, 0);',
       /128 at mbarrier/,
+    ],
+    [
+      'a count that no block before has reached',
+      'wgmmaFence(); if (i == 0) awaitCount((const int *)x, 1 << 30);',
+      /awaitCount: no block before/,
     ],
     [
       'arriving before copies are fenced',

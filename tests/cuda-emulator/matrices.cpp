@@ -123,7 +123,14 @@ static void multiplyRows(const AsaWgmma *const *lanes, unsigned warp) {
   const AsaWgmma &first = *lanes[0];
   int columns = first.columns;
   Matrix matrixA(first.placeA), matrixB(first.placeB);
-  if (!first.a) {
+  if (!first.a && first.isTransposedA) {
+    for (int k = 0; k < 16; k++) {
+      for (int piece = 0; piece < 2; piece++) {
+        const uint16_t *from = matrixA.piece(k, 2 * warp + piece, true);
+        for (int e = 0; e < 8; e++) a[8 * piece + e][k] = WIDEN(from[e]);
+      }
+    }
+  } else if (!first.a) {
     for (int i = 0; i < 16; i++) {
       for (int piece = 0; piece < 2; piece++) {
         const uint16_t *from = matrixA.piece(16 * warp + i, piece, false);

@@ -324,6 +324,8 @@ void asaYield() {
   leave();
 }
 
+void asaGiveUp(const char *why) { fail(CUDA_ERROR_LAUNCH_FAILED, "%s", why); }
+
 void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
              AsaMeeting *meeting) {
   Thread &thread = self();
@@ -482,6 +484,7 @@ static void holdProducts(void *const *all) {
       bool isSame = lanes[lane]->placeA == lanes[0]->placeA &&
                     lanes[lane]->placeB == lanes[0]->placeB &&
                     lanes[lane]->more == lanes[0]->more &&
+                    lanes[lane]->isTransposedA == lanes[0]->isTransposedA &&
                     lanes[lane]->columns == lanes[0]->columns;
       if (!isSame) fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: lanes of a warp differ");
     }

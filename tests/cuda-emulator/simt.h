@@ -66,6 +66,8 @@ AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote,
                     bool waits = true);
 /** Lets other threads run. */
 void asaYield();
+/** Ends the launch. */
+[[noreturn]] void asaGiveUp(const char *why);
 
 AsaMeeting asaMmaHalf, asaMmaBfloat, asaLoadMatrices, asaLoadMatricesTransposed;
 float asaFloatOfHalf(unsigned short x);
@@ -108,5 +110,5 @@ struct AsaWgmma {
   const unsigned *a;
   unsigned long long placeA, placeB;
   int columns;
-  bool isTransposed, isHalf, more;
+  bool isTransposed, isHalf, more, isTransposedA;
 };

@@ -378,6 +378,64 @@ const hopperForms: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Several tiles of keys, of which each adds to the same rows. */
+const walkForms: Readonly<Record<string, Form>> = {
+  'six tiles of keys, several sequences': {
+    heads: 8,
+    groups: 1,
+    width: 64,
+    value: 80,
+    counts: [
+      { queries: 641 },
+      { queries: 0 },
+      { queries: 3 },
+      { queries: 258 },
+    ],
+    length: 4,
+    stride: 2,
+    tail: 2,
+  },
+  'a window over four of them': {
+    heads: 6,
+    groups: 2,
+    width: 80,
+    value: 64,
+    counts: [{ queries: 700 }, { queries: 130 }],
+    window: 260,
+    length: 2,
+    stride: 1,
+  },
+  'latent keys, rotary columns': {
+    heads: 8,
+    groups: 1,
+    width: 80,
+    rope: 48,
+    counts: [{ queries: 1 }, { queries: 523 }],
+    window: 129,
+    length: 3,
+    stride: 1,
+  },
+};
+/** Few multiprocessors: each walk whole; many: shared out by ranges of rows. */
+const walks = (
+  ['attentionBackward', 'compressedAttentionBackward'] as const
+).flatMap((operator) =>
+  Object.keys(walkForms).flatMap((name) =>
+    [2, 200].map(
+      (multiprocessors) => ['bf16', operator, name, multiprocessors] as const,
+    ),
+  ),
+);
+
+/** Keys of 128 columns and fewer, where one walk is not for them. */
+const passes = (
+  ['attentionBackward', 'compressedAttentionBackward'] as const
+).flatMap((operator) =>
+  Object.keys(hopperForms)
+    .filter((name) => /^(NSA|MLA expanded|three)/.test(name))
+    .map((name) => [operator, name] as const),
+);
+
 /** A decode step; its longest sequence has room for 1024 keys. */
 const grown: Form = {
   heads: 16,
@@ -478,6 +536,30 @@ describe.skipIf(reason)(
       { timeout: 300_000 },
       ([operator, dtype, name]) =>
         expectAgreement(hopper, operator, hopperForms[name] as Form, dtype),
+    );
+
+    test.for(passes)(
+      'gradients in two passes: %s, %s',
+      { timeout: 300_000 },
+      async ([operator, name]) => {
+        // Too little memory for sums of dQ.
+        const facts = { capability: 90, multiprocessors: 2, totalBytes: 1e6 };
+        const card = await openEmulated(facts);
+        const form = hopperForms[name] as Form;
+        await expectAgreement(card, operator, form, 'bf16');
+        await card.destroy();
+      },
+    );
+
+    test.for(walks)(
+      'gradients in one walk in %s: %s, %s, on %d multiprocessors',
+      { timeout: 300_000 },
+      async ([dtype, operator, name, multiprocessors]) => {
+        const card = await openEmulated({ capability: 90, multiprocessors });
+        const form = walkForms[name] as Form;
+        await expectAgreement(card, operator, form, dtype);
+        await card.destroy();
+      },
     );
 
     test.for([

@@ -22,12 +22,16 @@ const headers = Object.fromEntries(
     .map((name) => [name, readFileSync(new URL(name, folder), 'utf8')]),
 );
 
-/** scores = q k^T, sums = scores v: 128 rows, N keys, copied by a warpgroup. */
+/**
+ * scores = q k^T, sums = scores v: 128 rows, N keys, copied by a warpgroup;
+ * turned = k^T v, 64 columns of k a warpgroup.
+ */
 const source = `
 #include "hopper.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    check(const T *q, const T *k, const T *v, float *scores, float *sums) {
+    check(const T *q, const T *k, const T *v, float *scores, float *sums,
+          float *turned) {
   extern __shared__ int4 memory[];
   __shared__ Mbarrier full;
   T *tileQ = tilesIn(memory);
@@ -65,6 +69,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   wgmmaCommit();
   wgmmaWait<0>();
   hold(y);
+  float z[VALUE / 8][4];
+  wgmmaFence();
+  if (KEY > 64 * group) {
+    multiplyTransposed<N>(z, placeOf<N>(tileK) + group * (N * 128 / 16),
+                          placeOf<N>(tileV));
+  }
+  wgmmaCommit();
+  wgmmaWait<0>();
+  hold(z);
   int row = 64 * group + threadIdx.x % GROUP / 32 * 16 + laneRow();
   for (int n = 0; n < N / 8; n++) {
     for (int e = 0; e < 4; e++) {
@@ -73,7 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
   for (int n = 0; n < VALUE / 8; n++) {
     for (int e = 0; e < 4; e++) {
-      sums[(row + e / 2 * 8) * VALUE + 8 * n + laneColumn() + e % 2] = y[n][e];
+      int at = (row + e / 2 * 8) * VALUE + 8 * n + laneColumn() + e % 2;
+      sums[at] = y[n][e];
+      if (row + e / 2 * 8 < KEY) turned[at] = z[n][e];
     }
   }
 }`;
@@ -130,6 +145,7 @@ async function check(dtype, key, value, keys) {
   const outputs = [
     scope.empty([rows * keys], 'f32'),
     scope.empty([rows * value], 'f32'),
+    scope.empty([key * value], 'f32'),
   ];
   const chunks = (columns) => Math.ceil(columns / 64) * 64;
   const shared =
@@ -141,9 +157,23 @@ async function check(dtype, key, value, keys) {
   });
   const scores = product(q, k, rows, keys, key, (n, c) => n * key + c);
   const sums = product(scores, v, rows, value, keys, (n, c) => c * value + n);
+  const columns = Math.min(key, rows);
+  const turned = new Float32Array(columns * keys);
+  for (let c = 0; c < columns; c++) {
+    for (let n = 0; n < keys; n++) turned[c * keys + n] = k[n * key + c];
+  }
+  const back = product(
+    turned,
+    v,
+    columns,
+    value,
+    keys,
+    (n, c) => c * value + n,
+  );
   const name = `${dtype}, keys of ${key}, values of ${value}, ${keys} at a time`;
   await compare(`${name}: q k^T`, scope, outputs[0], scores, keys);
   await compare(`${name}: p v`, scope, outputs[1], sums, value);
+  await compare(`${name}: k^T v`, scope, outputs[2], back, value);
   scope.free();
 }
 

@@ -1,3 +1,4 @@
+import { blockCount, Sequences } from '@asa/core';
 import { describe, expect, it } from 'vitest';
 import type {
   AttentionShape,
@@ -5,9 +6,11 @@ import type {
 } from '../../../../packages/backend-gpu/src/cuda/kernels/attention-tile';
 import {
   type HopperCut,
+  hopperBackwardCut,
   hopperForwardCut,
   hopperImportanceCut,
   hopperKeysCut,
+  hopperPlan,
   hopperQueriesCut,
 } from '../../../../packages/backend-gpu/src/cuda/kernels/hopper';
 
@@ -32,14 +35,28 @@ const shape = (
 const view = (more: Partial<View> = {}) =>
   ({
     ...{ kind: 'ATTENTION', unitHeads: 16, rows: 4096, keys: 256 },
-    ...{ window: 2 ** 30, ...more },
+    ...{ sequences: Sequences.uniform(1, 256), window: 2 ** 30, ...more },
   }) as View;
+
+/** Of one sequence; a stride: compressed keys, 32 tokens each. */
+function viewOf(queries: number, more: Partial<View> = {}) {
+  const { stride } = more;
+  const sequences = Sequences.uniform(1, queries);
+  const keys = stride ? blockCount(queries, { length: 32, stride }) : queries;
+  return view({
+    ...{ sequences, keys, rows: queries * 16, keyRows: keys },
+    keyTiles: (tile) => Math.ceil(keys / tile),
+    ...(stride && { kind: 'COMPRESSED', length: 32 }),
+    ...more,
+  });
+}
 
 function cuts(of: AttentionShape, latent: boolean, at: View, on = facts) {
   return [
     hopperForwardCut(of, latent, at, on),
     hopperQueriesCut(of, latent, at, on),
     hopperKeysCut(of, at, on),
+    hopperBackwardCut(of, latent, at, on),
     hopperImportanceCut(of, { headTiles: 1 }, on),
   ];
 }
@@ -79,7 +96,13 @@ describe("cuts of Hopper's kernels", () => {
       [shape(128, 64, 128), false],
       [shape(128, 64, 128), true],
     ] as const) {
-      for (const cut of cuts(of, latent, view())) expect(cut).toBeDefined();
+      const found = cuts(of, latent, view());
+      // Sums of wider keys leave no registers for one walk.
+      expect(found.map((cut) => cut !== undefined)).toEqual([
+        ...[true, true, true],
+        of.width + of.ropeWidth <= 128,
+        true,
+      ]);
     }
   });
 
@@ -94,7 +117,7 @@ describe("cuts of Hopper's kernels", () => {
 
   it('leave other cards, views and shapes to the other kernels', () => {
     const usual = shape(128, 0, 128);
-    const none = [undefined, undefined, undefined, undefined];
+    const none = Array.from({ length: 5 }, () => undefined);
     for (const capability of [80, 89, 100, 120]) {
       expect(cuts(usual, false, view(), { ...facts, capability })).toEqual(
         none,
@@ -106,13 +129,58 @@ describe("cuts of Hopper's kernels", () => {
       shape(72, 0, 72),
       { ...usual, dtype: 'f32' as const },
     ]) {
-      expect(cuts(of, false, view()).slice(0, 3)).toEqual(none.slice(0, 3));
+      expect(cuts(of, false, view()).slice(0, 4)).toEqual(none.slice(0, 4));
     }
     const few = view({ rows: 64, keys: 64 });
     const selected = view({ kind: 'SELECTED' });
     for (const at of [few, selected]) {
-      expect(cuts(usual, false, at).slice(0, 3)).toEqual(none.slice(0, 3));
+      expect(cuts(usual, false, at).slice(0, 4)).toEqual(none.slice(0, 4));
     }
     expect(hopperImportanceCut(usual, { headTiles: 2 }, facts)).toBeUndefined();
+  });
+});
+
+describe('the plan of one walk for all gradients', () => {
+  const usual = shape(128, 0, 128);
+  const planOf = (at: View, on = facts) => {
+    const cut = hopperBackwardCut(usual, false, at, on);
+    return cut && hopperPlan(usual, at, cut, on);
+  };
+
+  it('shares out triangles by ranges of rows, enough for all and not short', () => {
+    for (const at of [
+      ...[2048, 8192, 65_536].map((queries) => viewOf(queries)),
+      ...[8192, 65_536].map((queries) => viewOf(queries, { stride: 16 })),
+    ]) {
+      const plan = planOf(at);
+      const tiles = (at.sequences.maxQueries * 16) / 64;
+      expect(plan?.items).toBe(4 * (plan?.keyTiles ?? 0) * (plan?.ranges ?? 0));
+      expect((plan?.range ?? 0) * (plan?.ranges ?? 0)).toBeGreaterThanOrEqual(
+        tiles,
+      );
+      // About half of them have no rows.
+      expect(plan?.items).toBeGreaterThan(4 * facts.multiprocessors);
+      expect(plan?.range).toBeGreaterThanOrEqual(16);
+      expect(plan?.range).toBeLessThanOrEqual(2048);
+    }
+  });
+
+  it("starts a window's walks at multiples of their length, which no range cuts", () => {
+    const plan = planOf(viewOf(65_536, { window: 512 }));
+    expect(plan).toMatchObject({ ranges: 1, cycle: 160, items: 2048 });
+    // One that is too short for all multiprocessors.
+    const few = planOf(viewOf(1024, { window: 512 }));
+    expect(few?.ranges).toBeGreaterThan(2);
+  });
+
+  it('asks for few sums, of sequences that stand in order', () => {
+    const at = viewOf(65_536);
+    expect(planOf(at, { ...facts, totalBytes: 2 ** 34 })).toBeUndefined();
+    const [a, b] = Sequences.uniform(2, 300).list;
+    const swapped = new Sequences([b, a] as never);
+    expect(planOf({ ...at, sequences: swapped })).toBeUndefined();
+    expect(
+      planOf({ ...at, sequences: Sequences.uniform(2, 300) }),
+    ).toBeDefined();
   });
 });

@@ -1,7 +1,8 @@
 import type { AttentionAttributes, AttentionOperands } from '@asa/core';
 import { attend } from './attention-forward';
-import { attendBackward, shapeOf, total, type View } from './attention-tile';
+import { shapeOf, total, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
+import { denseBackward } from './dense-backward';
 
 export const attentionKernels = (
   context: KernelContext,
@@ -9,7 +10,7 @@ export const attentionKernels = (
   attention: (inputs, outputs, attributes) =>
     attend(context, inputs, outputs, viewOf(inputs, attributes)),
   attentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+    denseBackward(context, inputs, outputs, viewOf(inputs, attributes)),
 });
 
 /** The query at position t sees keys max(0, t - window + 1) .. t. */

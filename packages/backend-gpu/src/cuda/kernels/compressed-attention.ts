@@ -4,8 +4,9 @@ import {
   type CompressedAttentionAttributes,
 } from '@asa/core';
 import { attend } from './attention-forward';
-import { attendBackward, shapeOf, total, type View } from './attention-tile';
+import { shapeOf, total, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
+import { denseBackward } from './dense-backward';
 
 export const compressedAttentionKernels = (
   context: KernelContext,
@@ -13,7 +14,7 @@ export const compressedAttentionKernels = (
   compressedAttention: (inputs, outputs, attributes) =>
     attend(context, inputs, outputs, viewOf(inputs, attributes)),
   compressedAttentionBackward: (inputs, outputs, attributes) =>
-    attendBackward(context, inputs, outputs, viewOf(inputs, attributes)),
+    denseBackward(context, inputs, outputs, viewOf(inputs, attributes)),
 });
 
 /** The query at position t sees block b iff b d + l - 1 <= t. */

@@ -43,6 +43,9 @@ template <int COUNT> __device__ inline void forget(float (&x)[COUNT][4]) {
   }
 }
 
+/** Nothing made of x stays in registers from before. */
+__device__ inline void renew(unsigned &x) { asm volatile("" : "+r"(x)); }
+
 /** cp.async of 4 bytes, as those of ptx.cuh. */
 __device__ inline void cpAsync4(void *shared, const void *global, bool valid) {
   unsigned address = (unsigned)__cvta_generic_to_shared(shared);
@@ -75,6 +78,34 @@ __device__ inline void arriveAt(int id, int threads) {
  */
 __device__ inline void fenceProducts() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/**
+ * A counter in device memory that blocks of threads wait for, ld.acquire
+ * (9.7.9.8): what was done before its additions is seen behind the wait.
+ */
+__device__ inline void awaitCount(const int *counter, int count) {
+  int now;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                 : "=r"(now)
+                 : "l"(counter)
+                 : "memory");
+  } while (now < count);
+}
+/** red.release (9.7.13.6): also of what the thread knows others to have done. */
+__device__ inline void addToCount(int *counter) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], 1;"
+               :
+               : "l"(counter)
+               : "memory");
+}
+/** red.v4 (9.7.13.6): *at += x in the L2 cache, while the thread goes on. */
+__device__ inline void addFour(float4 *at, float4 x) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+               : "memory");
 }
 
 /** mbarrier (9.7.13.15): a phase ends when so many threads have arrived. */
@@ -116,8 +147,8 @@ __device__ inline void await(Mbarrier *barrier, unsigned parity) {
 /**
  * wgmma.mma_async (9.7.15.5.2), m64nNk16: d = a b + (more ? d : 0), in f32. The
  * warps of the group have 16 rows each, laid out in a and d as those of mma. a
- * in registers or, rows of k, in shared memory; b there too, its columns rows
- * of k, TRANSPOSED rows of n.
+ * in registers or, rows of k, TRANSPOSED_A rows of m, in shared memory; b there
+ * too, its columns rows of k, TRANSPOSED rows of n.
  */
 template <int COLUMNS> struct Wgmma;
 
@@ -150,15 +181,16 @@ template <int COLUMNS> struct Wgmma;
 
 /** R0 .. R6: numbers of the operands behind d. */
 #define ASA_WGMMA_OF(NAME, TYPE, N, R0, R1, R2, R3, R4, R5, R6)                \
-  template <bool TRANSPOSED>                                                   \
+  template <bool TRANSPOSED, bool TRANSPOSED_A = false>                         \
   __device__ static void NAME(float (&d)[N / 8][4], MatrixPlace a,             \
                               MatrixPlace b, int more) {                       \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " R2 ", 0;\n"               \
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE        \
-                 " {" ASA_NAMES_##N "}, " R0 ", " R1 ", p, 1, 1, 0, " R3       \
+                 " {" ASA_NAMES_##N "}, " R0 ", " R1 ", p, 1, 1, " R4 ", " R3  \
                  ";\n}"                                                        \
                  : ASA_SUMS_##N(d)                                             \
-                 : "l"(a), "l"(b), "r"(more), "n"(TRANSPOSED ? 1 : 0));        \
+                 : "l"(a), "l"(b), "r"(more), "n"(TRANSPOSED ? 1 : 0),         \
+                   "n"(TRANSPOSED_A ? 1 : 0));                                 \
   }                                                                            \
   template <bool TRANSPOSED>                                                   \
   __device__ static void NAME(float (&d)[N / 8][4], const unsigned (&a)[4],    \

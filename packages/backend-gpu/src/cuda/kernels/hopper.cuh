@@ -39,13 +39,15 @@ __device__ inline T *tilesIn(void *memory) {
 }
 
 /** The columns of a tile of COUNT rows, from the first one on. */
-template <int COUNT> __device__ inline MatrixPlace placeOf(const T *tile) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(tile);
+template <int COUNT> __device__ inline MatrixPlace placeAt(unsigned piece) {
   // From chunk to chunk, which only transposed ones are read over at once; from
   // eight rows to the next.
   constexpr MatrixPlace STRIDES =
       (MatrixPlace)(COUNT * 128 / 16) << 16 | (MatrixPlace)(1024 / 16) << 32;
-  return (MatrixPlace)(address >> 4 & 0x3fff) | STRIDES | 1ull << 62;
+  return (MatrixPlace)(piece & 0x3fff) | STRIDES | 1ull << 62;
+}
+template <int COUNT> __device__ inline MatrixPlace placeOf(const T *tile) {
+  return placeAt<COUNT>((unsigned)__cvta_generic_to_shared(tile) / 16);
 }
 /** What is added to that for columns 16 k; for rows 16 k. */
 template <int COUNT> __device__ constexpr int columnStep(int k) {
@@ -53,15 +55,15 @@ template <int COUNT> __device__ constexpr int columnStep(int k) {
 }
 __device__ constexpr int rowStep(int k) { return k * (16 * 128 / 16); }
 
-template <bool TRANSPOSED, int COLUMNS, typename A>
+template <bool... TRANSPOSED, int COLUMNS, typename A>
 __device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
                                 MatrixPlace b, int more, bf16) {
-  Wgmma<8 * COLUMNS>::template bfloat<TRANSPOSED>(d, a, b, more);
+  Wgmma<8 * COLUMNS>::template bfloat<TRANSPOSED...>(d, a, b, more);
 }
-template <bool TRANSPOSED, int COLUMNS, typename A>
+template <bool... TRANSPOSED, int COLUMNS, typename A>
 __device__ inline void multiply(float (&d)[COLUMNS][4], const A &a,
                                 MatrixPlace b, int more, f16) {
-  Wgmma<8 * COLUMNS>::template half<TRANSPOSED>(d, a, b, more);
+  Wgmma<8 * COLUMNS>::template half<TRANSPOSED...>(d, a, b, more);
 }
 
 /** d = a b^T of tiles of A_ROWS and B_ROWS rows, over DEPTH columns. */
@@ -73,6 +75,27 @@ __device__ inline void multiplyTiles(float (&d)[COLUMNS][4], MatrixPlace a,
   for (int k = 0; k < DEPTH / 16; k++) {
     multiply<false>(d, a + columnStep<A_ROWS>(k), b + columnStep<B_ROWS>(k),
                     k > 0, T());
+  }
+}
+
+/** d += a b of a tile of A_ROWS rows, of DEPTH rows of b. */
+template <int DEPTH, int A_ROWS, int COLUMNS>
+__device__ inline void addProduct(float (&d)[COLUMNS][4], MatrixPlace a,
+                                  MatrixPlace b) {
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<true>(d, a + columnStep<A_ROWS>(k), b + rowStep(k), 1, T());
+  }
+}
+
+/** d = a^T b of 64 columns of a, over DEPTH rows of both. */
+template <int DEPTH, int COLUMNS>
+__device__ inline void multiplyTransposed(float (&d)[COLUMNS][4], MatrixPlace a,
+                                          MatrixPlace b) {
+  forget(d);
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<true, true>(d, a + rowStep(k), b + rowStep(k), k > 0, T());
   }
 }
 

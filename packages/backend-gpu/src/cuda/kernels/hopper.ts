@@ -2,9 +2,10 @@
  * Which shapes dense attention takes the kernels of Hopper for (compute
  * capability 9.0: their instructions are of no other), and how those are cut.
  */
+import type { Sequences } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
-import type { AttentionShape, View } from './attention-tile';
+import { type AttentionShape, total, type View } from './attention-tile';
 import { isFlashShape } from './flash';
 
 export interface HopperCut {
@@ -17,7 +18,14 @@ export interface HopperCut {
 }
 
 /** Which of them are in use; what is not takes the kernels of any card. */
-const IN_USE = { forward: true, importance: true, queries: true, keys: true };
+const IN_USE = {
+  forward: true,
+  importance: true,
+  /** All gradients in one walk; what it does not take, the two passes do. */
+  backward: true,
+  queries: true,
+  keys: true,
+};
 
 const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
@@ -80,6 +88,139 @@ export function hopperForwardCut(
   const keys = keysOf(view).find((n) => bytesOf(n) <= facts.sharedBytes);
   if (keys === undefined) return undefined;
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(keys) };
+}
+
+/** Sums of dQ at most: a share of the device's memory. */
+const mostSumBytes = ({ totalBytes }: DeviceFacts) => totalBytes / 16;
+
+/** The cut of all gradients in one walk: its `keys` are rows of queries. */
+export function hopperBackwardCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  view: View,
+  facts: DeviceFacts,
+): HopperCut | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const few = Math.min(view.rows, view.keys) <= ROWS / 2;
+  if (!IN_USE.backward || few || view.kind === 'SELECTED') return undefined;
+  // Sums of dK and dV leave registers for 64 rows of queries at a time.
+  const keys = 64;
+  const fits =
+    isHopperKey(shape, facts) &&
+    isHopperValue(valueWidth) &&
+    width + ropeWidth <= 128;
+  if (!fits || !isAscending(view.sequences)) return undefined;
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const sums = rowTilesOf(view, keys) * shape.keyHeads * keys * keyColumns;
+  if (4 * sums > mostSumBytes(facts)) return undefined;
+  const columns = keyColumns + wholeChunks(valueWidth);
+  const own = isLatent ? keyColumns : columns;
+  // Gradients of scores twice; with each row its LSE and dO . o.
+  const bytesOf = (stages: number) =>
+    2 * (ROWS * (own + 2 * keys) + stages * keys * (columns + 4)) + SPARE_BYTES;
+  const stages = [3, 2].find((n) => bytesOf(n) <= facts.sharedBytes);
+  if (stages === undefined) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
+}
+
+/** Their rows of queries stand one behind the other. */
+function isAscending({ list }: Sequences): boolean {
+  let end = 0;
+  return list.every(({ queryStart, queryCount }) => {
+    const follows = queryStart >= end;
+    end = queryStart + queryCount;
+    return follows;
+  });
+}
+
+/** Tiles of a unit's rows: each sequence begins with one of its own. */
+function rowTilesOf({ sequences, unitHeads }: View, keys: number): number {
+  const { queryRows, count } = sequences;
+  return Math.floor((queryRows * unitHeads) / keys) + count;
+}
+
+/** What an item costs beside its walk, in tiles of rows. */
+const ITEM_TILES = 6;
+/** Longer ones would lose step, and share no rows in the L2 cache. */
+const MOST_TILES = 2048;
+/** Shorter ones are mostly such costs. */
+const LEAST_TILES = 16;
+
+export interface HopperPlan {
+  /** Tiles of keys by ranges of rows, of all heads and sequences. */
+  readonly items: number;
+  readonly keyTiles: number;
+  /** Tiles of rows of a key head, and elements of their sums, of all heads. */
+  readonly rowTiles: number;
+  readonly rowSums: number;
+  /** Tiles of rows of a range, and how many ranges there are. */
+  readonly range: number;
+  readonly ranges: number;
+  /** Tiles of rows after which a window's walk begins anew. */
+  readonly cycle: number;
+}
+
+/**
+ * How one walk for all gradients is shared out: ranges of rows, so that shares
+ * are alike and blocks of threads with different keys read the same rows at the
+ * same time. All walks over a window are alike; they read the same rows if all
+ * start at multiples of their length.
+ */
+export function hopperPlan(
+  { keyHeads, width, ropeWidth }: AttentionShape,
+  view: View,
+  { rows, keys }: HopperCut,
+  { multiprocessors }: DeviceFacts,
+): HopperPlan {
+  const { kind, sequences, unitHeads, window = 1, length = 1 } = view;
+  const { stride = 1 } = view;
+  const units = keyHeads * sequences.count;
+  const queries = sequences.maxQueries;
+  const keyTiles = view.keyTiles(rows);
+  const tilesOf = (count: number) => Math.ceil((count * unitHeads) / keys);
+  const seenBy = window + rows - 1;
+  const isWindow = kind === 'ATTENTION' && seenBy < queries;
+  const cycle = isWindow
+    ? tilesOf(seenBy) + ((rows * unitHeads) % keys > 0 ? 1 : 0)
+    : 2 ** 30;
+  const walks = Array.from({ length: keyTiles }, (_, tile) => {
+    const first =
+      kind === 'COMPRESSED' ? tile * rows * stride + length - 1 : tile * rows;
+    return tilesOf(
+      isWindow ? Math.min(seenBy, queries - first) : queries - first,
+    );
+  });
+  const longest = Math.max(1, ...walks);
+  const steps = units * total(walks);
+  const costOf = (range: number) => {
+    const items = units * total(walks.map((walk) => Math.ceil(walk / range)));
+    const isAlike = isWindow && range >= longest;
+    if (isAlike)
+      return Math.ceil(items / multiprocessors) * (range + ITEM_TILES);
+    return (steps + items * ITEM_TILES) / multiprocessors + range / 2;
+  };
+  const ranges: number[] = [];
+  for (let range = longest; range >= 1; range = Math.ceil(range / 2)) {
+    const isShort = range < LEAST_TILES && ranges.length > 0;
+    if (isShort) break;
+    if (isWindow || range <= MOST_TILES) ranges.push(range);
+    if (range === 1) break;
+  }
+  const best = ranges.reduce((a, b) => (costOf(b) < costOf(a) ? b : a));
+  const all = tilesOf(queries);
+  // A window's walk begins anywhere: no range cuts it.
+  const range = isWindow && best === longest ? Math.max(1, all) : best;
+  const count = Math.max(1, Math.ceil(all / range));
+  const rowTiles = rowTilesOf(view, keys);
+  return {
+    items: units * keyTiles * count,
+    keyTiles,
+    rowTiles,
+    rowSums: keyHeads * rowTiles * keys * wholeChunks(width + ropeWidth),
+    range,
+    ranges: count,
+    cycle,
+  };
 }
 
 /** The cut of the pass over queries, as of the forward one. */

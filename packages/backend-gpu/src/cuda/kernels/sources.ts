@@ -27,6 +27,7 @@ import flashSoftmax from './flash-softmax.cuh';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import hopper from './hopper.cuh';
+import hopperBackward from './hopper-backward.cu';
 import hopperBackwardKeys from './hopper-backward-keys.cu';
 import hopperBackwardQueries from './hopper-backward-queries.cu';
 import hopperForward from './hopper-forward.cu';
@@ -83,6 +84,7 @@ export const sources = {
   'flash-importance': flashImportance,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
+  'hopper-backward': hopperBackward,
   'hopper-backward-keys': hopperBackwardKeys,
   'hopper-backward-queries': hopperBackwardQueries,
   'hopper-forward': hopperForward,

@@ -1,0 +1,649 @@
+// dQ, dK and dV of dense views in one walk on Hopper: scores and dP are computed
+// once. A block of threads keeps the gradients of 128 keys in registers and
+// walks over the rows that see them; its part of dQ goes to device memory, where
+// a row's parts are added in the order of the keys. See "One walk for all
+// gradients" of the kernel notebook.
+#include "hopper.cuh"
+
+static_assert(ROWS == 128 && N == 64 && KEY <= 128, "what registers hold");
+
+/** Elements of a stage, and of the gradients of a tile's scores. */
+constexpr int QUERIES_SIZE = tileSize(N, KEY);
+constexpr int STAGE_SIZE = QUERIES_SIZE + tileSize(N, VALUE);
+constexpr int SCORES_SIZE = ROWS * N;
+/** Columns of dQ that a warpgroup computes: a chunk of the keys. */
+constexpr int CHUNK = 64;
+/** Its sums of a tile of rows, by four. */
+constexpr int PART = N * CHUNK / 4;
+constexpr int PARTS = KEY > CHUNK ? 2 : 1;
+
+/** Registers of a thread that computes, and of one that does not. */
+constexpr int SUMMING = KEY + VALUE > 208 ? 240 : 216;
+constexpr int SERVING = KEY + VALUE > 208 ? 24 : 72;
+static_assert(GROUPS * SUMMING + SERVING <= 65536 / GROUP, "a block's share");
+
+/** Threads that compute; of those that do not, the first ones copy. */
+#define CONSUMERS (GROUPS * GROUP)
+#define COPIERS 64
+#define COPIERS_MEET 1
+
+/** How work is cut and where sums lie; `hopper.ts` decides. */
+struct Plan {
+  /** Of a tile of rows the PARTS of dQ; of a tile of keys dK and dV. */
+  float4 *rowSums, *keySums;
+  /** The next item; how many have added to each tile of rows, of keys. */
+  int *counters;
+  int items, sequences, keyTiles;
+  /** Tiles of rows of a key head in scratch memory; of a range. */
+  int rowTiles, range;
+  /** Tiles of rows after which a window's walk begins anew. */
+  int cycle;
+
+  __device__ int *rowsDone(i64 tile) const { return counters + 1 + tile; }
+  __device__ int *keysDone(const Call &u, int tile) const {
+    return rowsDone((i64)u.keyHeads * rowTiles) + tile;
+  }
+};
+
+struct Barriers {
+  Mbarrier keys, keysFree;
+  Mbarrier rows[STAGES], rowsFree[STAGES];
+  /** Parts of dQ of a stage's rows: may be added; have been. */
+  Mbarrier turns[STAGES], added[STAGES];
+  Mbarrier scores[2];
+};
+
+/**
+ * A tile of keys of a head and a range of the rows that see any of them. Every
+ * query has its key: position and number of a query are one. Items are numbered
+ * so that each waits for earlier ones only, and taken in that order: the first
+ * one that has not ended never waits.
+ */
+struct Item {
+  Sequence s;
+  int keyHead, tile;
+  /** Its number among the tiles of keys of all heads and sequences. */
+  int unitTile;
+  int firstKey, endKey;
+  /** Tiles of rows, and behind which one the walk starts. */
+  int first, end, start;
+  /** Ranges with rows of these keys: later ones, which come before, and others. */
+  int before, after;
+  /** Its unit's first tile of rows. */
+  i64 rowTile;
+
+  /** False where no row of the range sees such a key. */
+  __device__ bool open(const Call &u, const Plan &plan, int number) {
+    int units = u.keyHeads * plan.sequences;
+    int unit = number % units;
+    tile = number / units % plan.keyTiles;
+    int range = (plan.items - 1 - number) / units / plan.keyTiles;
+    int sequence = unit / u.keyHeads;
+    keyHead = unit % u.keyHeads;
+    s = u.sequences[sequence];
+    unitTile = unit * plan.keyTiles + tile;
+    firstKey = tile * ROWS;
+    endKey = min(firstKey + ROWS, keyCount(u, s));
+    if (firstKey >= endKey) return false;
+    // Queries that see nothing get the first keys' zeros.
+    int from = tile == 0 ? 0 : seenFrom(u, firstKey) * UNIT / N;
+    int to = (seenEnd(u, endKey - 1) * UNIT + N - 1) / N;
+    before = (to - 1) / plan.range - range;
+    after = range - from / plan.range;
+    first = max(from, range * plan.range);
+    end = min(to, (range + 1) * plan.range);
+    if (first >= end) return false;
+    int wrap = end / plan.cycle * plan.cycle;
+    start = wrap > first ? wrap : end;
+    // A sequence begins with a tile of its own.
+    rowTile = (i64)keyHead * plan.rowTiles + sequence +
+              (i64)s.queryStart * UNIT / N;
+    return true;
+  }
+  /** The first query that sees a key, and the one behind the last. */
+  __device__ static int seenFrom(const Call &u, int key) {
+    return VIEW == COMPRESSED ? key * u.stride + u.length - 1 : key;
+  }
+  __device__ int seenEnd(const Call &u, int key) const {
+    return VIEW == ATTENTION ? min(key + u.window, s.queryCount) : s.queryCount;
+  }
+  /**
+   * The walk goes down, from `start` and then from the end: the keys before
+   * these, which add to dQ first, are ahead by a tile, at the same rows.
+   */
+  __device__ int count() const { return end - first; }
+  __device__ int rowsAt(int n) const {
+    int at = start - 1 - n;
+    return at < first ? at + end - first : at;
+  }
+  /** Tiles of keys that add to a tile of rows, the first and the last. */
+  __device__ int firstOf(const Call &u, int rows) const {
+    return firstSeen(u, rows * N / UNIT) / ROWS;
+  }
+  __device__ int lastOf(const Call &u, int rows) const {
+    int query = min((rows * N + N - 1) / UNIT, s.queryCount - 1);
+    return max(lastSeen(u, query), 0) / ROWS;
+  }
+  /** The number of a row in q and dO; -1 for none. */
+  __device__ int indexOf(const Call &u, int rho) const {
+    int query = rho / UNIT;
+    if (query >= s.queryCount) return -1;
+    return (s.queryStart + query) * u.heads + keyHead * UNIT + rho % UNIT;
+  }
+  /** Rows `from ..` that see a key, as many as `count`. */
+  __device__ void look(const Call &u, int key, int &from, int &count) const {
+    from = seenFrom(u, key) * UNIT;
+    count = max(seenEnd(u, key) * UNIT - from, 0);
+  }
+};
+
+/** The next item that has work; one without tiles of rows where there is none. */
+__device__ inline void takeItem(const Call &u, const Plan &plan, Item &taken) {
+  Item item;
+  bool isOpen = false;
+  while (!isOpen) {
+    int number = atomicAdd(plan.counters, 1);
+    isOpen = number >= plan.items || item.open(u, plan, number);
+    if (number >= plan.items) item.first = item.end = 0;
+  }
+  taken = item;
+}
+
+/** What of shared memory is no tile; registers are for sums. */
+struct Shared {
+  Barriers barriers;
+  /** By turns: the last one's sums are stored while the next one begins. */
+  Item items[2];
+  /** Of a stage: its tile of rows, whose part of dQ is added there. */
+  int rows[STAGES];
+  float4 *sums[STAGES];
+  /** Whether that is the first part, and the last one. */
+  bool isFirst[STAGES], isLast[STAGES];
+  // The rows' LSE, then their dO . o: of two columns at a time, as reading
+  // shared memory is the limit.
+  __align__(16) float known[STAGES][2 * N];
+};
+
+/**
+ * Starts to copy a row of COLUMNS elements to columns FIRST .. of a tile; eight
+ * threads share it.
+ */
+template <int COUNT, int FIRST, int COLUMNS>
+__device__ inline void copyRow(T *tile, int row, const T *from, bool valid) {
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c += 64) {
+    int own = c + threadIdx.x % 8 * 8;
+    int to = FIRST + own;
+    if (own >= COLUMNS) continue;
+    cpAsync16(tile + to / 64 * COUNT * 64 + row * 64 +
+                  (to / 8 ^ row) % 8 * 8,
+              from + own, valid);
+  }
+}
+
+/** Takes items, and copies their keys and rows. */
+__device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
+                               const float2 *statistics, T *tileK, T *tileV,
+                               T *stages, Shared &shared) {
+  Barriers &barriers = shared.barriers;
+  Copies copies = {0};
+  Turn turn = {0, 0};
+  int thread = threadIdx.x % GROUP;
+  for (unsigned parity = 0;; parity ^= 1) {
+    copies.claim(&barriers.keysFree, parity);
+    if (thread == 0) takeItem(u, plan, shared.items[parity]);
+    meetAt(COPIERS_MEET, COPIERS);
+    const Item &item = shared.items[parity];
+    if (item.count() == 0) break;
+    Source from = sourceOf(u, item.s, item.keyHead);
+#pragma unroll 1
+    for (int i = thread / 8; i < ROWS; i += COPIERS / 8) {
+      i64 at = item.firstKey + i;
+      bool isKey = at < item.endKey;
+      copyRow<ROWS, 0, WIDTH>(tileK, i, from.k + at * from.keyStride, isKey);
+#if ROPE > 0
+      copyRow<ROWS, WIDTH, ROPE>(tileK, i, from.kRope + at * ROPE, isKey);
+#endif
+#if !LATENT
+      copyRow<ROWS, 0, VALUE>(tileV, i, from.v + at * from.valueStride, isKey);
+#endif
+    }
+    copies.commit(&barriers.keys);
+    int count = item.count();
+    for (int n = 0; n < count; n++) {
+      int rows = item.rowsAt(n);
+      copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
+      T *stage = stages + turn.stage * STAGE_SIZE;
+#pragma unroll 1
+      for (int i = thread / 8; i < N; i += COPIERS / 8) {
+        i64 at = item.indexOf(u, rows * N + i);
+        copyRow<N, 0, WIDTH>(stage, i, u.q + at * WIDTH, at >= 0);
+#if ROPE > 0
+        copyRow<N, WIDTH, ROPE>(stage, i, u.qRope + at * ROPE, at >= 0);
+#endif
+        copyRow<N, 0, VALUE>(stage + QUERIES_SIZE, i, dO + at * VALUE, at >= 0);
+      }
+      if (thread == 0) shared.rows[turn.stage] = rows;
+      float *known = shared.known[turn.stage] + thread;
+      i64 row = item.indexOf(u, rows * N + thread);
+      cpAsync4(known, &statistics[row].x, row >= 0);
+      cpAsync4(known + N, &statistics[row].y, row >= 0);
+      copies.commit(&barriers.rows[turn.stage]);
+      turn.next();
+    }
+  }
+  copies.commit(&barriers.keys);
+  copies.announce<0>();
+}
+
+/** One thread waits until parts of dQ may be added. */
+__device__ inline void awaitTurns(const Call &u, const Plan &plan,
+                                  Shared &shared) {
+  Barriers &barriers = shared.barriers;
+  Turn turn = {0, 0};
+  for (unsigned parity = 0;; parity ^= 1) {
+    await(&barriers.keys, parity);
+    const Item &item = shared.items[parity];
+    int count = item.count();
+    if (count == 0) return;
+    for (int n = 0; n < count; n++) {
+      int rows = item.rowsAt(n);
+      int before = item.tile - item.firstOf(u, rows);
+      await(&barriers.rowsFree[turn.stage], turn.parity ^ 1);
+      i64 rowTile = item.rowTile + rows;
+      shared.sums[turn.stage] = plan.rowSums + rowTile * (PARTS * PART);
+      shared.isFirst[turn.stage] = before == 0;
+      shared.isLast[turn.stage] = item.tile == item.lastOf(u, rows);
+      awaitCount(plan.rowsDone(rowTile), before);
+      arrive(&barriers.turns[turn.stage]);
+      turn.next();
+    }
+    arrive(&barriers.keysFree);
+  }
+}
+
+/** One thread tells the keys behind these that parts of dQ are there. */
+__device__ inline void passTurns(const Call &u, const Plan &plan,
+                                 Shared &shared) {
+  Barriers &barriers = shared.barriers;
+  Turn turn = {0, 0};
+  for (unsigned parity = 0;; parity ^= 1) {
+    await(&barriers.keys, parity);
+    const Item &item = shared.items[parity];
+    int count = item.count();
+    if (count == 0) return;
+    for (int n = 0; n < count; n++) {
+      await(&barriers.added[turn.stage], turn.parity);
+      arrive(&barriers.rowsFree[turn.stage]);
+      addToCount(plan.rowsDone(item.rowTile + item.rowsAt(n)));
+      turn.next();
+    }
+    arrive(&barriers.keysFree);
+  }
+}
+
+/** What others have added to lies in the L2 cache. */
+template <int COLUMNS>
+__device__ inline void addStored(float (&x)[COLUMNS][4], const float4 *at,
+                                 int step) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) {
+    float4 four = __ldcg(at + n * step);
+    x[n][0] += four.x;
+    x[n][1] += four.y;
+    x[n][2] += four.z;
+    x[n][3] += four.w;
+  }
+}
+template <int COLUMNS>
+__device__ inline void store(const float (&x)[COLUMNS][4], float4 *at,
+                             int step) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) {
+    at[n * step] = make_float4(x[n][0], x[n][1], x[n][2], x[n][3]);
+  }
+}
+
+template <int COLUMNS>
+__device__ inline void addTo(float4 *at, const float (&x)[COLUMNS][4],
+                             int step) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) {
+    addFour(at + n * step, make_float4(x[n][0], x[n][1], x[n][2], x[n][3]));
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    hopperBackward(Call u, const T *dO, const float2 *statistics, T *dQ,
+                   T *dQRope, T *dK, T *dV, f32 *dKRope, Plan plan) {
+  extern __shared__ int4 memory[];
+  __shared__ Shared shared;
+  Barriers &barriers = shared.barriers;
+  T *tileK = tilesIn(memory);
+  T *tileV = LATENT ? tileK : tileK + tileSize(ROWS, KEY);
+  T *tileS = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
+  T *stages = tileS + 2 * SCORES_SIZE;
+  int group = warpgroup();
+  if (threadIdx.x == 0) {
+    // Warps that copy, that compute, and the two that see to the turns.
+    initBarrier(&barriers.keys, 2);
+    initBarrier(&barriers.keysFree, 4 * GROUPS + 2);
+    for (int n = 0; n < STAGES; n++) {
+      initBarrier(&barriers.rows[n], 2);
+      // One of the last two has to see each phase of `added`.
+      initBarrier(&barriers.rowsFree[n], 4 * GROUPS + 1);
+      initBarrier(&barriers.turns[n], 1);
+      initBarrier(&barriers.added[n], 4 * GROUPS);
+    }
+    initBarrier(&barriers.scores[0], 4 * GROUPS);
+    initBarrier(&barriers.scores[1], 4 * GROUPS);
+  }
+  __syncthreads();
+  if (group == GROUPS) {
+    giveRegisters<SERVING>();
+    int thread = threadIdx.x % GROUP;
+    if (thread < COPIERS) {
+      copyAll(u, plan, dO, statistics, tileK, tileV, stages, shared);
+    }
+    if (thread == COPIERS) awaitTurns(u, plan, shared);
+    if (thread == COPIERS + 32) passTurns(u, plan, shared);
+    return;
+  }
+  takeRegisters<SUMMING>();
+
+  int warp = threadIdx.x % GROUP / 32;
+  int row = 64 * group + 16 * warp + laneRow();
+  float scale = u.scale * LOG2_E;
+  // Pieces of 16 bytes: where tiles begin, its own keys in them, and the lane's
+  // elements of dS. All else is made of them where it is used, as registers are
+  // for sums.
+  unsigned tiles = (unsigned)__cvta_generic_to_shared(tileK) / 16;
+  unsigned spot = row * 64 + laneRow() * 8 + laneColumn();
+  constexpr int V_AT = LATENT ? 0 : tileSize(ROWS, KEY) / 8;
+  constexpr int S_AT = V_AT + tileSize(ROWS, LATENT ? KEY : VALUE) / 8;
+  constexpr int Q_AT = S_AT + 2 * SCORES_SIZE / 8;
+  auto own = [&](int at) {
+    return placeAt<ROWS>(tiles + at + group * (64 * 128 / 16));
+  };
+  auto stageOf = [&](const Turn &of, int at) {
+    return placeAt<N>(tiles + Q_AT + of.stage * (STAGE_SIZE / 8) + at / 8);
+  };
+  Turn turn = {0, 0};
+  // Of the scores' gradients: which of two tiles, and its phase.
+  int which = 0;
+  unsigned phase = 0;
+  for (unsigned parity = 0;; parity ^= 1) {
+    await(&barriers.keys, parity);
+    const Item &item = shared.items[parity];
+    int count = item.count();
+    if (count == 0) return;
+    // Rows that any of the warpgroup's keys sees, and that all see.
+    int someFirst, someEnd, allFirst, allEnd;
+    int key = item.firstKey + 64 * group;
+    item.look(u, key, someFirst, allEnd);
+    item.look(u, key + 63, allFirst, someEnd);
+    allEnd += someFirst;
+    someEnd += allFirst;
+    float sumsK[KEY / 8][4];
+    float sumsV[VALUE / 8][4];
+    clear(sumsK);
+    clear(sumsV);
+    // x: dP, then a part of dQ.
+    float p[N / 8][4], x[N / 8][4];
+    unsigned weights[N / 16][4];
+
+    auto startScores = [&] {
+      wgmmaFence();
+      multiplyTiles<KEY, ROWS, N>(p, own(0), stageOf(turn, 0));
+      wgmmaCommit();
+    };
+    auto startValues = [&] {
+      MatrixPlace placeO = stageOf(turn, QUERIES_SIZE);
+      operandsOf(weights, p);
+      hold(weights);
+      hold(sumsV);
+      wgmmaFence();
+      multiplyTiles<VALUE, ROWS, N>(x, own(V_AT), placeO);
+      wgmmaCommit();
+      multiplyWeights(sumsV, weights, placeO, 1);
+      wgmmaCommit();
+    };
+    auto weigh = [&] {
+      hold(p);
+      int base = shared.rows[turn.stage] * N;
+      const float *logs = shared.known[turn.stage] + laneColumn();
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) {
+        float2 two = *(const float2 *)(logs + 8 * n);
+        float log[2] = {two.x * LOG2_E, two.y * LOG2_E};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
+        }
+      }
+      // Rows that are none have q, dO and statistics of 0: they add 0.
+      if (base >= allFirst && base + N <= allEnd) return;
+      LaneRows seeing;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int key = item.firstKey + row + 8 * half;
+        item.look(u, key, seeing.first[half], seeing.count[half]);
+      }
+      seeing.hide(p, 0, base);
+    };
+    // dS to shared memory, a key's rows side by side.
+    auto differ = [&] {
+      hold(x);
+      const float *deltas = shared.known[turn.stage] + N + laneColumn();
+      T *to = tileS + which * SCORES_SIZE;
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) {
+        float2 delta = *(const float2 *)(deltas + 8 * n);
+        T *piece = to + (spot ^ n * 8);
+        storePair(piece, p[n][0] * (x[n][0] - delta.x),
+                  p[n][1] * (x[n][1] - delta.y));
+        storePair(piece + 8 * 64, p[n][2] * (x[n][2] - delta.x),
+                  p[n][3] * (x[n][3] - delta.y));
+      }
+      fenceProducts();
+      arriveWarp(&barriers.scores[which]);
+    };
+    // Nothing of a tile that no key sees.
+    auto clearScores = [&] {
+      T *to = tileS + which * SCORES_SIZE;
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) {
+        T *piece = to + (spot ^ n * 8);
+        storePair(piece, 0, 0);
+        storePair(piece + 8 * 64, 0, 0);
+      }
+      fenceProducts();
+      arriveWarp(&barriers.scores[which]);
+    };
+    auto startSums = [&](const Turn &of, bool saw) {
+      int at = S_AT + which * (SCORES_SIZE / 8);
+      hold(sumsK);
+      wgmmaFence();
+      if (PARTS == 2 || group == 0) {
+        multiplyTransposed<ROWS>(
+            x, placeAt<ROWS>(tiles + at),
+            placeAt<ROWS>(tiles + group * (ROWS * 128 / 16)));
+      }
+      wgmmaCommit();
+      if (saw) {
+        addProduct<N, ROWS>(sumsK, own(at), stageOf(of, 0));
+      }
+      wgmmaCommit();
+    };
+    auto nextScores = [&] {
+      which ^= 1;
+      if (which == 0) phase ^= 1;
+    };
+    // The warpgroup's part of dQ, as registers hold it: 16 bytes a lane.
+    auto addQueries = [&](const Turn &at) {
+      hold(x);
+      await(&barriers.turns[at.stage], at.parity);
+      if (PARTS == 1 && group > 0) return;
+      bool isFirst = shared.isFirst[at.stage];
+      float4 *to = shared.sums[at.stage] + threadIdx.x % 32 +
+                   (4 * group + warp) * (PART / 4);
+      if (!shared.isLast[at.stage]) {
+        if (isFirst) {
+          store(x, to, 32);
+        } else {
+          addTo(to, x, 32);
+        }
+        return;
+      }
+      if (!isFirst) addStored(x, to, 32);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int rho = shared.rows[at.stage] * N + 16 * warp + laneRow() + 8 * half;
+        i64 index = item.indexOf(u, rho);
+        emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
+          c += CHUNK * group;
+          if (index < 0 || c >= KEY) return;
+          storeFour(c < WIDTH ? dQ + index * WIDTH + c
+                              : dQRope + index * ROPE + c - WIDTH,
+                    low, high);
+        });
+      }
+    };
+
+    // Where dQ is one warpgroup's, that is the only condition.
+    auto seesTile = [&] {
+      await(&barriers.rows[turn.stage], turn.parity);
+      int base = shared.rows[turn.stage] * N;
+      return PARTS == 1 || (base < someEnd && base + N > someFirst);
+    };
+    auto begin = [&](bool sees) {
+      if (sees) {
+        startScores();
+        wgmmaWait<0>();
+        weigh();
+        startValues();
+        wgmmaWait<1>();
+        differ();
+        wgmmaWait<0>();
+        hold(weights);
+        hold(sumsV);
+      } else {
+        clearScores();
+      }
+    };
+    // The next tile, and dQ and dK of the one before. Whether the warpgroup sees
+    // these is a constant of each call: products behind a condition would be
+    // serialised.
+    auto step = [&](const Turn &before, bool sees, bool saw) {
+      if (sees) startScores();
+      await(&barriers.scores[which], phase);
+      startSums(before, saw);
+      nextScores();
+      if (sees) {
+        wgmmaWait<2>();
+        weigh();
+      }
+      wgmmaWait<1>();
+      addQueries(before);
+      arriveWarp(&barriers.added[before.stage]);
+      if (sees) {
+        startValues();
+        wgmmaWait<2>();
+      } else {
+        wgmmaWait<0>();
+      }
+      hold(sumsK);
+      arriveWarp(&barriers.rowsFree[before.stage]);
+      if (sees) {
+        wgmmaWait<1>();
+        differ();
+        wgmmaWait<0>();
+        hold(weights);
+        hold(sumsV);
+      } else {
+        clearScores();
+      }
+    };
+    auto end = [&](bool saw) {
+      await(&barriers.scores[which], phase);
+      startSums(turn, saw);
+      nextScores();
+      wgmmaWait<1>();
+      addQueries(turn);
+      arriveWarp(&barriers.added[turn.stage]);
+      wgmmaWait<0>();
+      hold(sumsK);
+      arriveWarp(&barriers.rowsFree[turn.stage]);
+      turn.next();
+    };
+    bool saw = seesTile();
+    if (saw) {
+      begin(true);
+    } else {
+      begin(false);
+    }
+    for (int n = 1; n < count; n++) {
+      Turn before = turn;
+      turn.next();
+      renew(tiles);
+      renew(spot);
+      bool sees = seesTile();
+      if (sees && saw) {
+        step(before, true, true);
+      } else if (sees) {
+        step(before, true, false);
+      } else if (saw) {
+        step(before, false, true);
+      } else {
+        step(before, false, false);
+      }
+      saw = sees;
+    }
+    if (saw) {
+      end(true);
+    } else {
+      end(false);
+    }
+    arriveWarp(&barriers.keysFree);
+
+    // Ranges add to the keys' sums one behind the other, the last rows first.
+    int thread = threadIdx.x;
+    float4 *sums = plan.keySums + thread +
+                   (i64)item.unitTile * ((KEY + VALUE) / 8 * CONSUMERS);
+    if (item.before > 0) {
+      if (thread % 32 == 0) {
+        awaitCount(plan.keysDone(u, item.unitTile), 4 * GROUPS * item.before);
+      }
+      __syncwarp();
+      addStored(sumsK, sums, CONSUMERS);
+      addStored(sumsV, sums + KEY / 8 * CONSUMERS, CONSUMERS);
+    }
+    if (item.after > 0) {
+      store(sumsK, sums, CONSUMERS);
+      store(sumsV, sums + KEY / 8 * CONSUMERS, CONSUMERS);
+      __syncwarp();
+      if (thread % 32 == 0) addToCount(plan.keysDone(u, item.unitTile));
+      continue;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int key = item.firstKey + row + 8 * half;
+      bool isKey = key < item.endKey;
+      i64 at = ((i64)keyStart(item.s) + key) * u.keyHeads + item.keyHead;
+      emitRow(sumsV, half, 1, [&](int c, unsigned low, unsigned high) {
+        if (isKey) storeFour(dV + at * VALUE + c, low, high);
+      });
+      emitRow(sumsK, half, u.scale, [&](int c, unsigned low, unsigned high) {
+        if (isKey && c < WIDTH) storeFour(dK + at * WIDTH + c, low, high);
+      });
+      // The rotary key is shared: this is the head's part of its gradient.
+#pragma unroll
+      for (int n = WIDTH / 8; n < KEY / 8; n++) {
+        if (!isKey) continue;
+        storePair(dKRope + at * ROPE + 8 * n + laneColumn() - WIDTH,
+                  sumsK[n][2 * half] * u.scale,
+                  sumsK[n][2 * half + 1] * u.scale);
+      }
+    }
+  }
+}
