@@ -41,6 +41,8 @@ interface Form {
   readonly count?: number;
   /** Lists also have -1 before their end. */
   readonly holes?: boolean;
+  /** Some lists have none but -1. */
+  readonly empty?: boolean;
   /** Rows that belong to no sequence. */
   readonly tail?: number;
 }
@@ -328,6 +330,54 @@ const unions: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Few rows a list, and many blocks for each that a list chooses. */
+const sparse: Readonly<Record<string, Form>> = {
+  'a list a query, some of none': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 150, keys: 1100 }, { queries: 1 }, { queries: 66 }],
+    blockSize: 64,
+    count: 3,
+    holes: true,
+    empty: true,
+    tail: 1,
+  },
+  'two queries a list, latent keys': {
+    heads: 16,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 131, keys: 1074 }, { queries: 9 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 2,
+  },
+  'four queries a list, latent keys of 56 + 32 columns': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [{ queries: 130, keys: 1100 }, { queries: 333 }],
+    sharing: 4,
+    blockSize: 64,
+    count: 2,
+    tail: 1,
+  },
+  'twelve rows a list, two lists a key head': {
+    heads: 12,
+    groups: 1,
+    lists: 2,
+    width: 48,
+    value: 80,
+    counts: [{ queries: 131, keys: 1025 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 2,
+  },
+};
+
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
 const hopperForms: Readonly<Record<string, Form>> = {
   ...Object.fromEntries(
@@ -511,6 +561,18 @@ describe.skipIf(reason)(
       await small.destroy();
     });
 
+    test.for([
+      ...Object.keys(sparse).map((name) => ['bf16', name] as const),
+      ['f16', 'a list a query, some of none'] as const,
+    ])('lists by their blocks in %s: %s', async ([dtype, name]) => {
+      // So small a cache that parts of several chunks take the same memory.
+      const facts = { multiprocessors: 1, l2Bytes: 1_400_000 };
+      const small = await openEmulated(facts);
+      const form = sparse[name] as Form;
+      await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
+
     async function expectAgreement(
       backend: Backend,
       operator: OperatorName,
@@ -686,6 +748,7 @@ function listsOf(
     blockSize,
     sharing,
     holes,
+    empty,
   }: Form & Required<Pick<Form, 'count' | 'blockSize' | 'sharing'>>,
 ): Values {
   const random = Random.fromSeed(11);
@@ -709,6 +772,7 @@ function listsOf(
           ((leaderStart + leader) * groups + g) * count,
           ((leaderStart + leader) * groups + g + 1) * count,
         );
+        if (empty && leader % 7 === 3) continue;
         data.set(list, ((leaderStart + leader) * groups + g) * count);
       }
     }
