@@ -281,6 +281,12 @@ inline void loadMatrices(unsigned (&r)[4], const void *row) {
 inline void cpAsync16(void *shared, const void *global, bool valid) {
   asaCopyAsync(shared, global, valid, 16);
 }
+typedef unsigned long long CachePolicy;
+inline CachePolicy leavesFirst() { return 0; }
+inline void cpAsync16(void *shared, const void *global, bool valid,
+                      CachePolicy) {
+  asaCopyAsync(shared, global, valid, 16);
+}
 inline void cpAsync8(void *shared, const void *global, bool valid) {
   asaCopyAsync(shared, global, valid, 8);
 }

@@ -8,7 +8,7 @@
 struct Cut {
   // Units of a sequence, chunks of a unit, leaders of a chunk.
   int units, perUnit, most;
-  // Chunks whose parts have room at a time.
+  // Chunks whose parts have room at a time, in their turns.
   int ring;
 };
 
@@ -47,9 +47,15 @@ struct ListRows {
   }
 };
 
+/** Where a chunk's items begin, and its turn among those that have any. */
+struct Turn {
+  int firstItem, number;
+};
+
 /** Some lists that have a block of keys; `first` counts a chunk's entries. */
 struct Item {
-  int chunk, block, first, count;
+  int chunk, turn, first;
+  unsigned block : 24, count : 8;
 };
 
 /** A block of threads takes item `next` of all, until there are no more. */

@@ -20,7 +20,7 @@ constexpr int LISTS = ROW_TILES * WARPS;
 /** 16-byte words of a part. */
 constexpr int PART = VALUES / 16 * 32;
 /** Pairs of 8 columns of o that are summed at a time. */
-constexpr int STEP = VALUES % 64 == 0 ? 4 : VALUES % 32 == 0 ? 2 : 1;
+constexpr int STEP = VALUES % 32 == 0 ? 2 : 1;
 
 /** An item that a block of threads has taken; none has a count of 0. */
 struct Taken {
@@ -37,9 +37,9 @@ struct Parts {
   float *lse;
 };
 
-/** Number of the first part of a chunk's list. */
-__device__ inline i64 partOf(const Cut &cut, int chunk, int leader, int count) {
-  return ((i64)(chunk % cut.ring) * cut.most + leader) * count;
+/** Number of a turn's first part. */
+__device__ inline i64 firstPart(const Cut &cut, int turn, int count) {
+  return (i64)(turn % cut.ring) * cut.most * count;
 }
 
 /** The results of a list from its parts; its warps share out the columns. */
@@ -86,13 +86,13 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int rho = laneRow() + 8 * half;
-    factor[half] = total[half] == 0 ? 0 : 1 / total[half];
+    factor[half] = total[half] == 0 ? 0 : __fdividef(1, total[half]);
     index[half] = rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
                                          unit * UNIT + rho % UNIT
                                    : -1;
     if (threadIdx.x >= 32 || laneColumn() > 0 || index[half] < 0) continue;
-    lse[index[half]] = total[half] == 0 ? -INFINITE
-                                        : top[half] / LOG2_E + logf(total[half]);
+    lse[index[half]] =
+        total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
     if (top[half] == -INFINITE) top[half] = 0;
   }
 
@@ -152,16 +152,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int lane = threadIdx.x % 32;
   // The next item comes while one is computed with, by the first warp.
   auto itemAt = [&](int number) {
-    Item none = {0, 0, 0, 0};
+    Item none = {};
     return number < progress->itemCount ? items[number] : none;
   };
   auto entryOf = [&](const Item &item) {
     const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
-    return lane < item.count ? from[item.first + lane] : 0;
+    return lane < (int)item.count ? from[item.first + lane] : 0;
   };
   auto keep = [&](Taken &to, const Item &item, unsigned entry) {
     if (lane == 0) to.item = item;
-    if (lane < item.count) to.entries[lane] = entry;
+    if (lane < (int)item.count) to.entries[lane] = entry;
   };
   if (warp == 0) {
     int number = lane == 0 ? atomicAdd(&progress->next, 1) : 0;
@@ -177,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Taken &own = taken[turn];
     const Taken &before = taken[1 - turn];
     Item item = own.item;
+    int listCount = item.count;
     Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
     Sequence s = u.sequences[chunk.sequence];
     int head0 = chunk.unit * UNIT;
@@ -189,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
       for (int m = 0; m < ROW_TILES; m++) {
         int i = base + m * WARPS + warp;
-        if (i >= item.count) continue;
+        if (i >= listCount) continue;
         ListRows rows = rowsOf(i);
         auto rowOf = [&](int rho) {
           return rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
@@ -203,31 +204,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
       }
     };
-    if (item.count > 0) {
+    if (listCount > 0) {
       Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
       auto keyOf = [&](int i) {
         return firstKey + i < s.keyCount ? firstKey + i : -1;
       };
+      // A chunk reads them about once. Parts are to stay in the L2 cache.
+      CopyOnce once = {leavesFirst()};
       copyQueries(0);
       copyRows<KEY, N, 0, WIDTH, THREADS>(tileK, threadIdx.x, from.k,
-                                          from.keyStride, keyOf);
+                                          from.keyStride, keyOf, once);
 #if ROPE > 0
       copyRows<KEY, N, WIDTH, ROPE, THREADS>(tileK, threadIdx.x, from.kRope, ROPE,
-                                             keyOf);
+                                             keyOf, once);
 #endif
       cpAsyncCommit();
 #if !LATENT
       copyRows<VALUES, N, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
-                                             from.valueStride, keyOf);
+                                             from.valueStride, keyOf, once);
 #endif
       cpAsyncCommit();
     }
 
     // The item before: which of its lists have all their parts now.
     int chunkBefore = before.item.chunk;
+    int turnBefore = before.item.turn;
     if (warp == 0) {
       bool isLast = false;
-      if (lane < before.item.count) {
+      if (lane < (int)before.item.count) {
         int *at = missing + (i64)chunkBefore * cut.most + before.leaderOf(lane);
         isLast = addInOrder(at, 1) == -1;
       }
@@ -238,24 +242,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (complete) {
       Chunk of = Chunk::of(chunkBefore, u.sequences, cut, SHARING);
       Sequence sequence = u.sequences[of.sequence];
+      i64 first = firstPart(cut, turnBefore, u.count);
       for (unsigned lists = complete; lists; lists &= lists - 1) {
         int leader = before.leaderOf(31 - __clz(lists & -lists));
-        i64 part = partOf(cut, chunkBefore, leader, u.count);
+        i64 part = first + leader * u.count;
         joinList(u, sequence,
                  ListRows::of(sequence, of.first + leader, SHARING, UNIT),
                  listOf(u, sequence, of.first + leader, of.unit * UNIT), of.unit,
                  parts.o + part * PART, parts.lse + part * 16, o, lse);
       }
       __syncwarp();
-      if (lane == 0) addInOrder(unjoined + chunkBefore, __popc(complete));
+      if (lane == 0) addInOrder(unjoined + turnBefore, __popc(complete));
     }
-    if (item.count == 0) break;
+    if (listCount == 0) break;
 
     int number = 0;
     if (threadIdx.x == 0) number = atomicAdd(&progress->next, 1);
+    i64 first = firstPart(cut, item.turn, u.count);
     Item next;
     unsigned nextEntry;
-    for (int base = 0; base < item.count; base += LISTS) {
+    for (int base = 0; base < listCount; base += LISTS) {
       if (base == 0) {
         cpAsyncWait<1>();
         __syncthreads();
@@ -263,15 +269,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         cpAsyncWait<0>();
         __syncwarp();
       }
-      bool hasLists = base + warp < item.count;
+      bool hasLists = base + warp < listCount;
       float scores[ROW_TILES][N / 8][4];
       clear(scores);
       if (hasLists) {
         Lane<KEY> queryLane = firstOperand<KEY>(tileQ + warp * ROW_TILES * 16 * KEY);
-        auto first = [&](unsigned (&a)[4], int m, int k) {
+        auto query = [&](unsigned (&a)[4], int m, int k) {
           queryLane.load<false>(a, 16 * m, k);
         };
-        multiplyRows<N, KEY, 4>(scores, first, secondOperand<KEY>(tileK));
+        multiplyRows<N, KEY, 4>(scores, query, secondOperand<KEY>(tileK));
       }
       __syncwarp();
       copyQueries(base + LISTS);
@@ -284,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
       for (int m = 0; m < ROW_TILES; m++) {
         // What becomes of one that is not there nobody reads.
-        ListRows rows = rowsOf(min(base + m * WARPS + warp, item.count - 1));
+        ListRows rows = rowsOf(min(base + m * WARPS + warp, listCount - 1));
         if (firstKey + N - 1 > rows.position) {
 #pragma unroll
           for (int half = 0; half < 2; half++) {
@@ -322,8 +328,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
           }
           total += __shfl_xor_sync(0xffffffff, total, 1);
           total += __shfl_xor_sync(0xffffffff, total, 2);
-          factor[m][half] = total == 0 ? 0 : 1 / total;
-          known[m][half] = total == 0 ? -INFINITE : reference + log2f(total);
+          factor[m][half] = total == 0 ? 0 : __fdividef(1, total);
+          known[m][half] = total == 0 ? -INFINITE : reference + __log2f(total);
         }
 #pragma unroll
         for (int k = 0; k < N / 16; k++) operandOf(weights[m][k], scores[m], k);
@@ -331,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       if (base == 0 && warp == 0) nextEntry = entryOf(next);
       if (base == 0) {
         // The values are there for all, and the memory for parts is free.
-        int last = item.chunk - cut.ring;
+        int last = item.turn - cut.ring;
         while (threadIdx.x == 0 && last >= 0 && readInOrder(unjoined + last) < 0) {
         }
         cpAsyncWait<1>();
@@ -359,8 +365,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
           int i = base + m * WARPS + warp;
-          if (i >= item.count) continue;
-          i64 part = partOf(cut, item.chunk, own.leaderOf(i), u.count) + own.placeOf(i);
+          if (i >= listCount) continue;
+          i64 part = first + own.leaderOf(i) * u.count + own.placeOf(i);
           if (column == 0 && laneColumn() == 0) {
             float *at = parts.lse + part * 16 + laneRow();
             __stcg(at, known[m][0]);

@@ -7,7 +7,12 @@ import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { call, coversQueries, listLength, shapeOf } from './attention-tile';
 import { extent, fillBits, type KernelContext, typed } from './context';
-import { type FlashTile, flashLaunch, isBackwardShape, isLatent } from './flash';
+import {
+  type FlashTile,
+  flashLaunch,
+  isBackwardShape,
+  isLatent,
+} from './flash';
 import type { SelectedView } from './gradient-parts';
 
 /** Whether it is in use; what is not takes unions of lists. */
@@ -15,9 +20,12 @@ const IN_USE = true;
 
 /** Most lists of an item; as many as two rounds of a block of threads. */
 const ITEM = 16;
-/** Of the L2 cache, for the parts of a chunk, of which RING are in use at a time. */
-const CHUNK_SHARE = 1 / 3;
-const RING = 2;
+/** Of the L2 cache, for parts. */
+const PARTS_SHARE = 2 / 3;
+/** Chunks whose parts are in use at a time: one is begun where one ends. */
+const [LEAST_RING, MOST_RING] = [2, 8];
+/** With more lists a block, on average, nothing is read less often. */
+const MOST_LISTS = 2 * ITEM;
 /** A block that fewer lists of a chunk have is read too often. */
 const LEAST_LISTS = 4;
 /** With fewer blocks for each that a list chooses, unions share more. */
@@ -34,6 +42,8 @@ export type ForwardBlocksTile = FlashTile & {
   /** Leaders of a chunk, and chunks of a unit of heads. */
   readonly most: number;
   readonly perUnit: number;
+  /** Chunks whose parts have room. */
+  readonly ring: number;
   /** Blocks that a list may have. */
   readonly places: number;
 };
@@ -57,10 +67,16 @@ export function forwardBlocksTile(
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
   const perLeader = length * 16 * (2 * valueColumns + 4);
-  const room = Math.floor((l2Bytes * CHUNK_SHARE) / perLeader);
-  const most = Math.min(leaders, room);
+  const room = Math.floor((l2Bytes * PARTS_SHARE) / perLeader);
   // A query sees half of the blocks on average.
-  const isShared = most * length >= LEAST_LISTS * (places / 2);
+  const listsOf = (leaders: number) => (leaders * length) / (places / 2);
+  const most = Math.min(
+    leaders,
+    Math.floor(room / LEAST_RING),
+    Math.ceil(MOST_LISTS / listsOf(1)),
+  );
+  const isShared = listsOf(most) >= LEAST_LISTS;
+  const ring = Math.min(MOST_RING, Math.floor(room / most));
   const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
   const units = shape.heads / unitHeads;
   const items = (leaders * units * sequences.count * length) / ITEM;
@@ -78,7 +94,7 @@ export function forwardBlocksTile(
   if (blocks === undefined) return undefined;
   return {
     ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
-    ...{ most, perUnit: Math.ceil(leaders / most), places },
+    ...{ most, perUnit: Math.ceil(leaders / most), ring, places },
   };
 }
 
@@ -91,7 +107,7 @@ export function attendByBlocks(
 ): void {
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
-  const { most, perUnit, places } = tile;
+  const { most, perUnit, ring, places } = tile;
   if (!coversQueries(sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -105,24 +121,21 @@ export function attendByBlocks(
   const mostItems =
     chunks * (Math.min(places, pairs) + Math.ceil(pairs / ITEM));
   const itemCounts = context.scratch(chunks, 'i32');
+  const listCounts = context.scratch(chunks, 'i32');
+  const turns = context.scratch(2 * chunks, 'i32');
   const missing = context.scratch(chunks * most, 'i32');
   const unjoined = context.scratch(chunks, 'i32');
   const progress = context.scratch(2, 'i32');
   const items = context.scratch(4 * mostItems, 'i32');
   const entries = context.scratch(chunks * pairs, 'i32');
-  const cut = [units, perUnit, most, RING].map(i32);
+  const cut = [units, perUnit, most, ring].map(i32);
   const lists = [sharing, extent(indices, 1), length, places].map(i32);
-  const table = (launch: Pick<Launch, 'entry' | 'arguments'>) =>
+  const defines = { ...typed(o), BLOCK: tile.keys, ITEM, SHARES: tile.warps };
+  const table = (
+    launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
+  ) =>
     context.run({
-      file: 'forward-items',
-      defines: {
-        ...typed(o),
-        BLOCK: tile.keys,
-        ITEM,
-        SHARES: tile.warps,
-      },
-      grid: [chunks],
-      threads: [256],
+      ...{ file: 'forward-items', defines, grid: [chunks], threads: [256] },
       sharedBytes: 4 * places,
       ...launch,
     });
@@ -130,24 +143,26 @@ export function attendByBlocks(
   table({
     entry: 'countItems',
     arguments: [
-      ...[...given, itemCounts, missing, unjoined, o, lse],
+      ...[...given, itemCounts, listCounts, missing, o, lse],
       ...[...cut, ...lists, ...[unitHeads, shape.valueWidth].map(i32)],
     ],
   });
-  context.run({
-    file: 'forward-items',
+  table({
     entry: 'placeItems',
-    defines: { ...typed(o), BLOCK: tile.keys, ITEM, SHARES: tile.warps },
     grid: [1],
     threads: [1024],
-    arguments: [itemCounts, progress, i32(chunks)],
+    sharedBytes: 0,
+    arguments: [
+      ...[itemCounts, listCounts, turns, unjoined, progress],
+      i32(chunks),
+    ],
   });
   table({
     entry: 'listItems',
-    arguments: [...given, itemCounts, items, entries, ...cut, ...lists],
+    arguments: [...given, turns, items, entries, ...cut, ...lists],
   });
 
-  const slots = Math.min(RING, chunks) * pairs;
+  const slots = Math.min(ring, chunks) * pairs;
   const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
   const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
@@ -163,9 +178,15 @@ export function attendByBlocks(
       ...[progress, missing, unjoined, ...cut],
     ],
   });
-  for (const x of [itemCounts, missing, unjoined, progress, items, entries]) {
+  for (const x of [
+    itemCounts,
+    listCounts,
+    turns,
+    missing,
+    unjoined,
+    progress,
+  ]) {
     x.free();
   }
-  parts.free();
-  partLse.free();
+  for (const x of [items, entries, parts, partLse]) x.free();
 }

@@ -45,13 +45,13 @@ __device__ inline void countLists(int *counts, const Lists &lists) {
 }
 
 /**
- * How many items each chunk has. Of each list minus the parts that it waits
- * for, of each chunk minus the shares of lists that are to be joined, SHARES a
- * list. Rows of lists that have no block get their results here.
+ * How many items each chunk has, and lists with parts; of each list minus the
+ * parts that it waits for. Rows of lists that have no block get their results
+ * here.
  */
 extern "C" __global__ void __launch_bounds__(THREADS)
     countItems(const int *indices, const Sequence *sequences, int *itemCounts,
-               int *missing, int *unjoined, T *o, float *lse, Cut cut,
+               int *listCounts, int *missing, T *o, float *lse, Cut cut,
                int sharing, int lists, int count, int blocks, int unitHeads,
                int valueWidth) {
   extern __shared__ int counts[];
@@ -62,13 +62,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     items += (counts[b] + ITEM - 1) / ITEM;
   }
   items = blockSum(items);
-  int joined = 0;
+  int having = 0;
   for (int i = threadIdx.x; i < all.chunk.count; i += THREADS) {
     int parts = 0;
     for (int n = 0; n < count; n++) parts += all.blockAt(i, n) >= 0;
     missing[blockIdx.x * (i64)cut.most + i] = -parts;
     if (parts > 0) {
-      joined++;
+      having++;
       continue;
     }
     int heads = cut.units * unitHeads;
@@ -80,26 +80,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int c = 0; c < valueWidth; c++) o[row * valueWidth + c] = T();
     }
   }
-  joined = blockSum(joined);
+  having = blockSum(having);
   if (threadIdx.x > 0) return;
   itemCounts[blockIdx.x] = items;
-  unjoined[blockIdx.x] = -joined * SHARES;
+  listCounts[blockIdx.x] = having;
 }
 
-/** Where each chunk's items lie among those of all; one block of threads. */
-extern "C" __global__ void placeItems(int *itemCounts, Progress *progress,
+/**
+ * Where each chunk's items lie among those of all. Of each turn minus the shares
+ * of its lists that are to be joined, SHARES a list. One block of threads.
+ */
+extern "C" __global__ void placeItems(const int *itemCounts,
+                                      const int *listCounts, Turn *turns,
+                                      int *unjoined, Progress *progress,
                                       int chunks) {
   __shared__ int3 counts[32];
-  int done = 0;
+  int3 done = make_int3(0, 0, 0);
   for (int base = 0; base < chunks; base += blockDim.x) {
     int chunk = base + threadIdx.x;
     int count = chunk < chunks ? itemCounts[chunk] : 0;
     int3 total = make_int3(0, 0, 0);
-    int before = sumsBefore(make_int3(count, 0, 0), total, counts).x;
-    if (chunk < chunks) itemCounts[chunk] = done + before;
-    done += total.x;
+    int3 before = sumsBefore(make_int3(count, count > 0, 0), total, counts);
+    if (count > 0) {
+      int turn = done.y + before.y;
+      turns[chunk] = {done.x + before.x, turn};
+      unjoined[turn] = -listCounts[chunk] * SHARES;
+    }
+    done = make_int3(done.x + total.x, done.y + total.y, 0);
   }
-  if (threadIdx.x == 0) *progress = {0, done};
+  if (threadIdx.x == 0) *progress = {0, done.x};
 }
 
 /**
@@ -109,22 +118,22 @@ extern "C" __global__ void placeItems(int *itemCounts, Progress *progress,
  */
 extern "C" __global__ void __launch_bounds__(THREADS)
     listItems(const int *indices, const Sequence *sequences,
-              const int *firstItems, Item *items, unsigned *entries, Cut cut,
+              const Turn *turns, Item *items, unsigned *entries, Cut cut,
               int sharing, int lists, int count, int blocks) {
   extern __shared__ int counts[];
   __shared__ int3 sums[THREADS / 32];
   Lists all = listsOf(indices, sequences, cut, sharing, lists, count, blocks);
-  if (all.chunk.count == 0) return;
   countLists(counts, all);
   int past = all.s.keyCount - all.s.queryCount;
   int own = (past / sharing + all.chunk.first) * sharing / BLOCK;
   int firstBlock = max(0, own - 1);
-  Item *to = items + firstItems[blockIdx.x];
+  Turn turn = turns[blockIdx.x];
+  Item *to = items + turn.firstItem;
   int3 done = make_int3(0, 0, 0);
   for (int base = 0; base < blocks; base += THREADS) {
-    int turn = base + threadIdx.x;
-    int block = (firstBlock + turn) % blocks;
-    int having = turn < blocks ? counts[block] : 0;
+    int place = base + threadIdx.x;
+    int block = (firstBlock + place) % blocks;
+    int having = place < blocks ? counts[block] : 0;
     int parts = (having + ITEM - 1) / ITEM;
     int3 total = make_int3(0, 0, 0);
     int3 before = sumsBefore(make_int3(having, parts, 0), total, sums);
@@ -133,9 +142,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       // Of one size, or nearly.
       int from = having * n / parts;
       int end = having * (n + 1) / parts;
-      to[done.y + before.y + n] = {(int)blockIdx.x, block, first + from, end - from};
+      to[done.y + before.y + n] = {(int)blockIdx.x, turn.number, first + from,
+                                        (unsigned)block, (unsigned)(end - from)};
     }
-    if (turn < blocks) counts[block] = first;
+    if (place < blocks) counts[block] = first;
     done = make_int3(done.x + total.x, done.y + total.y, 0);
   }
   __syncthreads();

@@ -100,6 +100,21 @@ __device__ inline void cpAsync16(void *shared, const void *global, bool valid) {
                : "r"(address), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+/** createpolicy (9.7.9.17): lines that leave the L2 cache before others do. */
+typedef unsigned long long CachePolicy;
+__device__ inline CachePolicy leavesFirst() {
+  CachePolicy policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void cpAsync16(void *shared, const void *global, bool valid,
+                                 CachePolicy policy) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
+               :
+               : "r"(address), "l"(global), "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+}
 /** As many as 8, each on a multiple of 8. */
 __device__ inline void cpAsync8(void *shared, const void *global, bool valid) {
   unsigned address = (unsigned)__cvta_generic_to_shared(shared);
