@@ -10,6 +10,7 @@ import {
   Random,
   Scope,
   Sequences,
+  type Tensor,
 } from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
@@ -495,6 +496,9 @@ const hopperCases = (
   ),
 );
 
+/** So small a cache that parts of several chunks take the same memory. */
+const fewParts = { multiprocessors: 1, l2Bytes: 1_400_000 };
+
 const reason = whyNoEmulator();
 
 describe.skipIf(reason)(
@@ -565,11 +569,45 @@ describe.skipIf(reason)(
       ...Object.keys(sparse).map((name) => ['bf16', name] as const),
       ['f16', 'a list a query, some of none'] as const,
     ])('lists by their blocks in %s: %s', async ([dtype, name]) => {
-      // So small a cache that parts of several chunks take the same memory.
-      const facts = { multiprocessors: 1, l2Bytes: 1_400_000 };
-      const small = await openEmulated(facts);
+      const small = await openEmulated(fewParts);
       const form = sparse[name] as Form;
       await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
+
+    test('lists by their blocks: neighbours change no bit', async () => {
+      const small = await openEmulated(fewParts);
+      const scope = new Scope(small);
+      const form = sparse['a list a query, some of none'] as Form;
+      const { inputs, attributes } = await callOf(
+        ...(['selectedAttention', form, 'bf16', reference] as const),
+      );
+      const lists = inputs.indices as Values;
+      const row = (form.count ?? 0) * form.groups;
+      const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
+        Math.floor(i / row) % 3 === 0 ? block : -1,
+      );
+      const results = await Promise.all(
+        [lists.data as Int32Array, others].map((data) => {
+          const indices = { ...lists, data };
+          const tensors = uploadAll(scope, { ...inputs, indices });
+          const { o } = scope.run(
+            anyOperator('selectedAttention'),
+            tensors,
+            attributes,
+          );
+          return scope.read(o as Tensor);
+        }),
+      );
+      const width = form.heads * (form.value ?? 0);
+      const [all, few] = results.map((o) =>
+        Array.from(o as Float32Array).filter(
+          (_, i) => Math.floor(i / width) % 3 === 0,
+        ),
+      );
+      expect(all?.some((x) => x !== 0)).toBe(true);
+      expect(few).toEqual(all);
+      scope.free();
       await small.destroy();
     });
 
