@@ -53,7 +53,7 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
     return block >= 0 && (i64)block * BLOCK < s.keyCount;
   };
   auto lseOf = [&](int n, int half) {
-    return __ldcg(partLse + 16 * n + 8 * half + laneRow());
+    return partLse[16 * n + 8 * half + laneRow()];
   };
   float top[2] = {-INFINITE, -INFINITE};
   float total[2] = {0, 0};

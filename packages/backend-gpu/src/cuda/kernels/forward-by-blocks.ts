@@ -29,7 +29,7 @@ const MOST_LISTS = 2 * ITEM;
 /** A block that fewer lists of a chunk have is read too often. */
 const LEAST_LISTS = 4;
 /** With fewer blocks for each that a list chooses, unions share more. */
-const LEAST_BLOCKS = 8;
+const LEAST_BLOCKS = 16;
 /** A table of them has to fit shared memory. */
 const MOST_BLOCKS = 16_384;
 /** Of a block's shared memory the device has some for itself. */
