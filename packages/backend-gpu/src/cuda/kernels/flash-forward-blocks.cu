@@ -151,9 +151,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
   // The next item comes while one is computed with, by the first warp.
+  int itemCount = progress->itemCount;
   auto itemAt = [&](int number) {
     Item none = {};
-    return number < progress->itemCount ? items[number] : none;
+    return number < itemCount ? items[number] : none;
   };
   auto entryOf = [&](const Item &item) {
     const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
@@ -256,8 +257,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     if (listCount == 0) break;
 
+    // Asked for while the copies are on their way.
     int number = 0;
-    if (threadIdx.x == 0) number = atomicAdd(&progress->next, 1);
+    const int *last = item.turn < cut.ring ? 0 : unjoined + item.turn - cut.ring;
+    bool isFree = true;
+    if (threadIdx.x == 0) {
+      number = atomicAdd(&progress->next, 1);
+      isFree = !last || readInOrder(last) >= 0;
+    }
     i64 first = firstPart(cut, item.turn, u.count);
     Item next;
     unsigned nextEntry;
@@ -337,9 +344,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       if (base == 0 && warp == 0) nextEntry = entryOf(next);
       if (base == 0) {
         // The values are there for all, and the memory for parts is free.
-        int last = item.turn - cut.ring;
-        while (threadIdx.x == 0 && last >= 0 && readInOrder(unjoined + last) < 0) {
-        }
+        while (!isFree) isFree = readInOrder(last) >= 0;
         cpAsyncWait<1>();
         __syncthreads();
       }
