@@ -281,11 +281,19 @@ inline void loadMatrices(unsigned (&r)[4], const void *row) {
 inline void cpAsync16(void *shared, const void *global, bool valid) {
   asaCopyAsync(shared, global, valid, 16);
 }
+typedef unsigned long long CachePolicy;
+inline CachePolicy leavesFirst() { return 0; }
+inline void cpAsync16(void *shared, const void *global, bool valid,
+                      CachePolicy) {
+  asaCopyAsync(shared, global, valid, 16);
+}
 inline void cpAsync8(void *shared, const void *global, bool valid) {
   asaCopyAsync(shared, global, valid, 8);
 }
 inline void cpAsyncCommit() { asaCommitCopies(); }
 template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }
+inline int addInOrder(int *at, int x) { return atomicAdd(at, x); }
+inline int readInOrder(const int *at) { return *at; }
 
 // hopper-ptx.cuh: the same, in the same way.
 typedef unsigned long long MatrixPlace;

@@ -10,6 +10,7 @@ import {
   Random,
   Scope,
   Sequences,
+  type Tensor,
 } from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
@@ -41,6 +42,8 @@ interface Form {
   readonly count?: number;
   /** Lists also have -1 before their end. */
   readonly holes?: boolean;
+  /** Some lists have none but -1. */
+  readonly empty?: boolean;
   /** Rows that belong to no sequence. */
   readonly tail?: number;
 }
@@ -328,6 +331,54 @@ const unions: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Few rows a list, and many blocks for each that a list chooses. */
+const sparse: Readonly<Record<string, Form>> = {
+  'a list a query, some of none': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 150, keys: 2500 }, { queries: 1 }, { queries: 66 }],
+    blockSize: 64,
+    count: 4,
+    holes: true,
+    empty: true,
+    tail: 1,
+  },
+  'two queries a list, latent keys': {
+    heads: 16,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    counts: [{ queries: 131, keys: 2174 }, { queries: 9 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+  },
+  'four queries a list, latent keys of 56 + 32 columns': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [{ queries: 130, keys: 2200 }, { queries: 333 }],
+    sharing: 4,
+    blockSize: 64,
+    count: 3,
+    tail: 1,
+  },
+  'twelve rows a list, two lists a key head': {
+    heads: 12,
+    groups: 1,
+    lists: 2,
+    width: 48,
+    value: 80,
+    counts: [{ queries: 131, keys: 2125 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+  },
+};
+
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
 const hopperForms: Readonly<Record<string, Form>> = {
   ...Object.fromEntries(
@@ -503,6 +554,9 @@ const hopperCases = (
   ),
 );
 
+/** So small a cache that parts of several chunks take the same memory. */
+const fewParts = { multiprocessors: 1, l2Bytes: 1_700_000 };
+
 const reason = whyNoEmulator();
 
 describe.skipIf(reason)(
@@ -590,6 +644,52 @@ describe.skipIf(reason)(
       const small = await openEmulated({ multiprocessors: 1 });
       const form = unions[name] as Form;
       await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
+
+    test.for([
+      ...Object.keys(sparse).map((name) => ['bf16', name] as const),
+      ['f16', 'a list a query, some of none'] as const,
+    ])('lists by their blocks in %s: %s', async ([dtype, name]) => {
+      const small = await openEmulated(fewParts);
+      const form = sparse[name] as Form;
+      await expectAgreement(small, 'selectedAttention', form, dtype);
+      await small.destroy();
+    });
+
+    test('lists by their blocks: neighbours change no bit', async () => {
+      const small = await openEmulated(fewParts);
+      const scope = new Scope(small);
+      const form = sparse['a list a query, some of none'] as Form;
+      const { inputs, attributes } = await callOf(
+        ...(['selectedAttention', form, 'bf16', reference] as const),
+      );
+      const lists = inputs.indices as Values;
+      const row = (form.count ?? 0) * form.groups;
+      const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
+        Math.floor(i / row) % 3 === 0 ? block : -1,
+      );
+      const results = await Promise.all(
+        [lists.data as Int32Array, others].map((data) => {
+          const indices = { ...lists, data };
+          const tensors = uploadAll(scope, { ...inputs, indices });
+          const { o } = scope.run(
+            anyOperator('selectedAttention'),
+            tensors,
+            attributes,
+          );
+          return scope.read(o as Tensor);
+        }),
+      );
+      const width = form.heads * (form.value ?? 0);
+      const [all, few] = results.map((o) =>
+        Array.from(o as Float32Array).filter(
+          (_, i) => Math.floor(i / width) % 3 === 0,
+        ),
+      );
+      expect(all?.some((x) => x !== 0)).toBe(true);
+      expect(few).toEqual(all);
+      scope.free();
       await small.destroy();
     });
 
@@ -768,6 +868,7 @@ function listsOf(
     blockSize,
     sharing,
     holes,
+    empty,
   }: Form & Required<Pick<Form, 'count' | 'blockSize' | 'sharing'>>,
 ): Values {
   const random = Random.fromSeed(11);
@@ -791,6 +892,7 @@ function listsOf(
           ((leaderStart + leader) * groups + g) * count,
           ((leaderStart + leader) * groups + g + 1) * count,
         );
+        if (empty && leader % 7 === 3) continue;
         data.set(list, ((leaderStart + leader) * groups + g) * count);
       }
     }

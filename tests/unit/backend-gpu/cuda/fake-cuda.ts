@@ -90,7 +90,7 @@ export class FakeCuda {
         name: 'Host',
         capability: 90,
         multiprocessors: this.isEmpty ? 132 : 1,
-        l2Bytes: 0,
+        l2Bytes: 50 * 2 ** 20,
         sharedBytes: 232_448,
         totalBytes: this.capacity,
       },

@@ -127,6 +127,20 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ROWS: 64, N: 64, BLOCKS: 1 },
     },
   ],
+  'flash-forward-blocks': [
+    {
+      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, STAGES: 1, ITEM: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
+    },
+    {
+      ...{ ...latent, ...nsa, UNIT: 8, SHARING: 2, STAGES: 1, ITEM: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
+    },
+    {
+      ...{ ...narrow, ...nsa, UNIT: 4, SHARING: 4, STAGES: 1, ITEM: 16 },
+      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
+    },
+  ],
   'flash-forward-union': [
     {
       ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, WARPS: 8, STAGES: 6 },
@@ -150,6 +164,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
     },
   ],
+  'forward-items': [{ T: 'bf16', BLOCK: 64, ITEM: 16, SHARES: 4 }],
   'gated-sum': [{ T: 'bf16', LANES: 8 }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [

@@ -17,6 +17,7 @@ import {
   type KeySums,
   type Leaders,
   launcher,
+  leadersOf,
   listPlaces,
   partBytes,
   type SelectedView,
@@ -26,6 +27,13 @@ import {
 
 /** Most lists of an item. */
 const ITEM = 128;
+/**
+ * Of the L2 cache, for the rows of q and dO of one unit's leaders: items of one
+ * unit are at work at a time, and read each row as often as its list is long.
+ */
+const HOT_SHARE = 1 / 3;
+/** With fewer leaders at once, sums over keys are read and written too often. */
+const LEAST_LEADERS = 1024;
 /** Of a block's shared memory the device has some for itself. */
 const RESERVED_BYTES = 1024;
 
@@ -71,11 +79,31 @@ export function backwardByBlocks(
   view: SelectedView,
   tile: FlashTile,
 ): void {
-  const bytes = 2 * view.sequences.count * partElements(inputs, view);
-  const step = Math.floor(partBytes(context.facts) / bytes);
+  const step = leadersAtOnce(inputs, view, context.facts);
   walkLeaders(context, inputs, outputs, view, step, (given, sums, leaders) =>
     walkBlocks(context, given, outputs, sums, view, tile, leaders),
   );
+}
+
+/**
+ * Leaders of each sequence, as many as scratch memory holds the parts of and the
+ * L2 cache the rows of, and all times about as many.
+ */
+function leadersAtOnce(
+  inputs: AttentionOperands,
+  view: SelectedView,
+  facts: DeviceFacts,
+): number {
+  const { width, ropeWidth, valueWidth } = shapeOf(inputs);
+  const rows = view.sharing * view.unitHeads;
+  const rowBytes = 2 * rows * (width + ropeWidth + valueWidth);
+  const bytes = 2 * view.sequences.count * partElements(inputs, view);
+  const most = Math.min(
+    Math.floor(partBytes(facts) / bytes),
+    Math.max(LEAST_LEADERS, (facts.l2Bytes * HOT_SHARE) / rowBytes),
+  );
+  const all = leadersOf(view);
+  return Math.ceil(all / Math.max(1, Math.ceil(all / Math.max(1, most))));
 }
 
 /** Of a leader's parts: for each block of its lists a gradient of its rows. */

@@ -8,6 +8,7 @@
 // ITEM lists that have the block. The first item adds to the sums of the keys,
 // others leave theirs to `sumItems`.
 #include "flash-gradients.cuh"
+#include "prefix.cuh"
 
 static_assert(BLOCK == N && ROWS % LIST_ROWS == 0 && LIST_ROWS % 16 == 0,
               "a tile has whole lists, and of each whole parts");
@@ -48,32 +49,6 @@ extern "C" __global__ void countPlaces(const unsigned short *places, Row *rows,
   if (lane == 0) rows[row].count = count;
 }
 
-/** Sums of all threads before, and of all; `counts` has a place a warp. */
-__device__ inline int3 sumsBefore(int3 x, int3 &total, int3 *counts) {
-  int lane = threadIdx.x % 32;
-  int warp = threadIdx.x / 32;
-  int3 sum = x;
-  for (int reach = 1; reach < 32; reach *= 2) {
-    int3 other = make_int3(__shfl_up_sync(0xffffffff, sum.x, reach),
-                           __shfl_up_sync(0xffffffff, sum.y, reach),
-                           __shfl_up_sync(0xffffffff, sum.z, reach));
-    if (lane < reach) continue;
-    sum = make_int3(sum.x + other.x, sum.y + other.y, sum.z + other.z);
-  }
-  __syncthreads();
-  if (lane == 31) counts[warp] = sum;
-  __syncthreads();
-  int3 before = make_int3(sum.x - x.x, sum.y - x.y, sum.z - x.z);
-  for (int w = 0; w < (int)blockDim.x / 32; w++) {
-    int3 of = counts[w];
-    total = make_int3(total.x + of.x, total.y + of.y, total.z + of.z);
-    if (w < warp) {
-      before = make_int3(before.x + of.x, before.y + of.y, before.z + of.z);
-    }
-  }
-  return before;
-}
-
 /** Where each row's entries lie, and the items of all; one block of threads. */
 extern "C" __global__ void shareOut(Row *rows, Item *items, int *itemCount,
                                     int rowCount) {
@@ -108,14 +83,23 @@ extern "C" __global__ void listEntries(const unsigned short *places,
   int lane = threadIdx.x % 32;
   if (row >= rowCount) return;
   unsigned *to = entries + rows[row].first;
-  for (int base = 0; base < leaders; base += 32) {
-    int leader = base + lane;
-    int place = leader < leaders ? places[(i64)row * leaders + leader] : 0;
-    unsigned having = __ballot_sync(0xffffffff, place > 0);
-    if (place > 0) {
-      to[__popc(having & ((1u << lane) - 1))] = (unsigned)leader << 16 | (place - 1);
+  constexpr int AT_ONCE = 8;
+  for (int base = lane; base < leaders + lane; base += 32 * AT_ONCE) {
+    int place[AT_ONCE];
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; n++) {
+      int leader = base + 32 * n;
+      place[n] = leader < leaders ? places[(i64)row * leaders + leader] : 0;
     }
-    to += __popc(having);
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; n++) {
+      unsigned having = __ballot_sync(0xffffffff, place[n] > 0);
+      if (place[n] > 0) {
+        unsigned leader = base + 32 * n;
+        to[__popc(having & ((1u << lane) - 1))] = leader << 16 | (place[n] - 1);
+      }
+      to += __popc(having);
+    }
   }
 }
 
@@ -154,24 +138,31 @@ __device__ inline void addToKeys(const Call &u, const Sequence &s, int keyHead,
       int key = block * BLOCK + warp % ROW_WARPS * 32 + 16 * m + 8 * side + laneRow();
       if (key >= s.keyCount) continue;
       i64 at = (i64)(s.keyStart + key) * u.keyHeads + keyHead;
-      auto add = [&](float *to, const float (&x)[4], float scale) {
-        float2 sum = *(float2 *)to;
-        *(float2 *)to = make_float2(sum.x + x[2 * side] * scale,
-                                    sum.y + x[2 * side + 1] * scale);
-      };
       auto columnOf = [&](int n) {
         return 16 * (n / 2 * 2 + half) + n % 2 * 8 + laneColumn();
       };
-#pragma unroll
-      for (int n = 0; n < KEY / 16; n++) {
+      auto keyAt = [&](int n) {
         int c = columnOf(n);
-        add(c < WIDTH ? sumsK + at * WIDTH + c : sumsKRope + at * ROPE + c - WIDTH,
-            dK[m][n], u.scale);
-      }
+        return (float2 *)(c < WIDTH ? sumsK + at * WIDTH + c
+                                    : sumsKRope + at * ROPE + c - WIDTH);
+      };
+      auto valueAt = [&](int n) {
+        return (float2 *)(sumsV + at * VALUE + columnOf(n));
+      };
+      auto sum = [&](float2 old, const float (&x)[4], float scale) {
+        return make_float2(old.x + x[2 * side] * scale,
+                           old.y + x[2 * side + 1] * scale);
+      };
+      // All loads before the first store: a load may not pass one.
+      float2 oldK[KEY / 16], oldV[VALUE / 16];
 #pragma unroll
-      for (int n = 0; n < VALUE / 16; n++) {
-        add(sumsV + at * VALUE + columnOf(n), dV[m][n], 1);
-      }
+      for (int n = 0; n < KEY / 16; n++) oldK[n] = *keyAt(n);
+#pragma unroll
+      for (int n = 0; n < VALUE / 16; n++) oldV[n] = *valueAt(n);
+#pragma unroll
+      for (int n = 0; n < KEY / 16; n++) *keyAt(n) = sum(oldK[n], dK[m][n], u.scale);
+#pragma unroll
+      for (int n = 0; n < VALUE / 16; n++) *valueAt(n) = sum(oldV[n], dV[m][n], 1);
     }
   }
 }

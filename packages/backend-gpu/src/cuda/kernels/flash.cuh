@@ -157,14 +157,28 @@ __device__ inline void clear(float (&sums)[ROW_TILES][COLUMNS][4]) {
   for (int m = 0; m < ROW_TILES; m++) clear(sums[m]);
 }
 
+/** Copies of 16 bytes; `policy`: those of rows that the L2 cache need not keep. */
+struct Copy {
+  __device__ void operator()(T *to, const T *from, bool valid) const {
+    cpAsync16(to, from, valid);
+  }
+};
+struct CopyOnce {
+  CachePolicy policy;
+  __device__ void operator()(T *to, const T *from, bool valid) const {
+    cpAsync16(to, from, valid, policy);
+  }
+};
+
 /**
  * Starts to copy COLUMNS elements of COUNT rows to the tile's columns from
  * FIRST on. Row i is row `rowOf(i)` of `base`, zeros where that is negative;
  * BY threads share the work, of which this is number `thread`.
  */
-template <int W, int COUNT, int FIRST, int COLUMNS, int BY, typename RowOf>
+template <int W, int COUNT, int FIRST, int COLUMNS, int BY, typename RowOf,
+          typename Copier = Copy>
 __device__ inline void copyRows(T *tile, int thread, const T *base, int stride,
-                                RowOf rowOf) {
+                                RowOf rowOf, Copier copy = Copier()) {
   constexpr int PIECES = COLUMNS / 8;
   // One thread a row idles where that divides them: of 7 pieces, one in 8.
   constexpr int TURN =
@@ -181,8 +195,8 @@ __device__ inline void copyRows(T *tile, int thread, const T *base, int stride,
     }
     if (COUNT * TURN % BY > 0 && i >= COUNT) break;
     int row = rowOf(i);
-    cpAsync16(tile + Tile<W>::at(i, FIRST / 8 + piece),
-              base + (i64)row * stride + piece * 8, row >= 0);
+    copy(tile + Tile<W>::at(i, FIRST / 8 + piece),
+         base + (i64)row * stride + piece * 8, row >= 0);
   }
 }
 

@@ -100,6 +100,21 @@ __device__ inline void cpAsync16(void *shared, const void *global, bool valid) {
                : "r"(address), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+/** createpolicy (9.7.9.17): lines that leave the L2 cache before others do. */
+typedef unsigned long long CachePolicy;
+__device__ inline CachePolicy leavesFirst() {
+  CachePolicy policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void cpAsync16(void *shared, const void *global, bool valid,
+                                 CachePolicy policy) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
+               :
+               : "r"(address), "l"(global), "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+}
 /** As many as 8, each on a multiple of 8. */
 __device__ inline void cpAsync8(void *shared, const void *global, bool valid) {
   unsigned address = (unsigned)__cvta_generic_to_shared(shared);
@@ -115,4 +130,23 @@ __device__ inline void cpAsyncCommit() {
 /** Until at most the last PENDING of the thread's groups are not there. */
 template <int PENDING> __device__ inline void cpAsyncWait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(PENDING) : "memory");
+}
+
+/**
+ * atom (9.7.13.5), ld (9.7.9.8) of the memory consistency model: *at += x, and
+ * what was there. What the thread knew to be written before is seen by who
+ * reads this sum, or adds to it, in order.
+ */
+__device__ inline int addInOrder(int *at, int x) {
+  int old;
+  asm volatile("atom.acq_rel.gpu.add.s32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(at), "r"(x)
+               : "memory");
+  return old;
+}
+__device__ inline int readInOrder(const int *at) {
+  int x;
+  asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
+  return x;
 }

@@ -6,6 +6,7 @@ import {
 import { attend } from './attention-forward';
 import { greatestCommonDivisor, shapeOf, total } from './attention-tile';
 import { extent, type KernelContext, type Kernels } from './context';
+import { attendByBlocks, forwardBlocksTile } from './forward-by-blocks';
 import { attendByUnion, unionTile } from './forward-by-union';
 import type { SelectedView } from './gradient-parts';
 import { selectedBackward } from './selected-backward';
@@ -15,8 +16,10 @@ export const selectedAttentionKernels = (
 ): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
   selectedAttention(inputs, outputs, attributes) {
     const view = viewOf(inputs, attributes);
-    const union = unionTile(inputs, view, context.facts);
-    if (union) attendByUnion(context, inputs, outputs, view, union);
+    const blocks = forwardBlocksTile(inputs, view, context.facts);
+    const union = blocks ? undefined : unionTile(inputs, view, context.facts);
+    if (blocks) attendByBlocks(context, inputs, outputs, view, blocks);
+    else if (union) attendByUnion(context, inputs, outputs, view, union);
     else attend(context, inputs, outputs, view);
   },
   selectedAttentionBackward: (inputs, outputs, attributes) =>

@@ -9,6 +9,7 @@ import attentionParts from './attention-parts.cu';
 import attentionTile from './attention-tile.cuh';
 import cast from './cast.cu';
 import chooseBlocks from './choose-blocks.cu';
+import chunks from './chunks.cuh';
 import columnSum from './column-sum.cu';
 import common from './common.cuh';
 import compress from './compress.cu';
@@ -20,10 +21,12 @@ import flashBackwardKeys from './flash-backward-keys.cu';
 import flashBackwardLists from './flash-backward-lists.cu';
 import flashBackwardQueries from './flash-backward-queries.cu';
 import flashForward from './flash-forward.cu';
+import flashForwardBlocks from './flash-forward-blocks.cu';
 import flashForwardUnion from './flash-forward-union.cu';
 import flashGradients from './flash-gradients.cuh';
 import flashImportance from './flash-importance.cu';
 import flashSoftmax from './flash-softmax.cuh';
+import forwardItems from './forward-items.cu';
 import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import hopper from './hopper.cuh';
@@ -35,6 +38,7 @@ import hopperImportance from './hopper-importance.cu';
 import hopperPtx from './hopper-ptx.cuh';
 import linearAttention from './linear-attention.cu';
 import pieces from './pieces.cuh';
+import prefix from './prefix.cuh';
 import ptx from './ptx.cuh';
 import ranks from './ranks.cuh';
 import rmsNorm from './rms-norm.cu';
@@ -54,6 +58,8 @@ export const headers: Readonly<Record<string, string>> = {
   'pieces.cuh': pieces,
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
+  'chunks.cuh': chunks,
+  'prefix.cuh': prefix,
   'flash.cuh': flash,
   'flash-softmax.cuh': flashSoftmax,
   'flash-gradients.cuh': flashGradients,
@@ -80,8 +86,10 @@ export const sources = {
   'flash-backward-lists': flashBackwardLists,
   'flash-backward-queries': flashBackwardQueries,
   'flash-forward': flashForward,
+  'flash-forward-blocks': flashForwardBlocks,
   'flash-forward-union': flashForwardUnion,
   'flash-importance': flashImportance,
+  'forward-items': forwardItems,
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
   'hopper-backward': hopperBackward,

@@ -1,0 +1,64 @@
+// Selected attention by blocks: leaders in chunks, whose parts of results stay
+// in the L2 cache until they are joined, and of each chunk its items. Of
+// forward-items.cu and flash-forward-blocks.cu.
+#pragma once
+#include "common.cuh"
+
+/** How leaders are cut: chunks of a unit of heads, one behind another. */
+struct Cut {
+  // Units of a sequence, chunks of a unit, leaders of a chunk.
+  int units, perUnit, most;
+  // Chunks whose parts have room at a time, in their turns.
+  int ring;
+};
+
+/** Leaders `first ..` of a unit of a sequence. */
+struct Chunk {
+  int sequence, unit, first, count;
+
+  __device__ static Chunk of(int number, const Sequence *sequences,
+                             const Cut &cut, int sharing) {
+    int row = number / cut.perUnit;
+    Sequence s = sequences[row / cut.units];
+    int past = s.keyCount - s.queryCount;
+    int leaders = s.queryCount == 0
+                      ? 0
+                      : (s.keyCount - 1) / sharing - past / sharing + 1;
+    int first = number % cut.perUnit * cut.most;
+    return {row / cut.units, row % cut.units, first,
+            max(0, min(cut.most, leaders - first))};
+  }
+};
+
+/** The heads of a leader's queries: one behind another, of those that are here. */
+struct ListRows {
+  // Among all queries, and by position.
+  int firstQuery, position;
+  int count;
+
+  /** @param unitHeads heads that share a list and its keys. */
+  __device__ static ListRows of(const Sequence &s, int leader, int sharing,
+                                int unitHeads) {
+    int past = s.keyCount - s.queryCount;
+    int leaderAt = (past / sharing + leader) * sharing;
+    int first = max(leaderAt, past);
+    int end = min(leaderAt + sharing, s.keyCount);
+    return {s.queryStart + first - past, first, (end - first) * unitHeads};
+  }
+};
+
+/** Where a chunk's items begin, and its turn among those that have any. */
+struct Turn {
+  int firstItem, number;
+};
+
+/** Some lists that have a block of keys; `first` counts a chunk's entries. */
+struct Item {
+  int chunk, turn, first;
+  unsigned block : 24, count : 8;
+};
+
+/** A block of threads takes item `next` of all, until there are no more. */
+struct Progress {
+  int next, itemCount;
+};

@@ -1,0 +1,398 @@
+// o = softmax(scores) v of selected attention where a list has 16 rows or fewer,
+// for 16-bit types. A block of keys and its values stay in shared memory, and
+// the queries of those lists pass that have it: 8 KiB of queries and result for
+// a list's 16 rows, where its keys and values are 32. What a list finds in a
+// block, o and LSE, is a part in scratch memory; when a list's last part is
+// there, the block of threads that wrote it joins all, in the list's order.
+//
+// Parts are to stay in the L2 cache, so leaders come in chunks. The memory of a
+// chunk's parts is the next ones' but RING later: an item waits until it is free.
+// Blocks of threads take items in their order, so what they wait for is at work.
+#include "chunks.cuh"
+#include "flash.cuh"
+
+static_assert(N == BLOCK && ROWS == 32 * WARPS && KEY_WARPS == 1, "a block a tile");
+static_assert(SHARING * UNIT <= 16, "a list a row tile");
+static_assert(ITEM <= 32, "a warp takes the entries");
+
+/** Lists at a time; a warp has two. */
+constexpr int LISTS = ROW_TILES * WARPS;
+/** 16-byte words of a part. */
+constexpr int PART = VALUES / 16 * 32;
+/** Pairs of 8 columns of o that are summed at a time. */
+constexpr int STEP = VALUES % 32 == 0 ? 2 : 1;
+
+/** An item that a block of threads has taken; none has a count of 0. */
+struct Taken {
+  Item item;
+  unsigned entries[ITEM];
+
+  __device__ int leaderOf(int i) const { return entries[i] >> 16; }
+  __device__ int placeOf(int i) const { return entries[i] & 0xffff; }
+};
+
+/** Parts and their LSE, in units of a factor 2. */
+struct Parts {
+  uint4 *o;
+  float *lse;
+};
+
+/** Number of a turn's first part. */
+__device__ inline i64 firstPart(const Cut &cut, int turn, int count) {
+  return (i64)(turn % cut.ring) * cut.most * count;
+}
+
+/** The results of a list from its parts; its warps share out the columns. */
+__device__ inline void joinList(const Call &u, const Sequence &s,
+                                const ListRows &rows, const int *list, int unit,
+                                const uint4 *parts, const float *partLse, T *o,
+                                float *lse) {
+  constexpr int AT_ONCE = 8;
+  auto isPart = [&](int n) {
+    int block = n < u.count ? list[n] : -1;
+    return block >= 0 && (i64)block * BLOCK < s.keyCount;
+  };
+  auto lseOf = [&](int n, int half) {
+    return partLse[16 * n + 8 * half + laneRow()];
+  };
+  float top[2] = {-INFINITE, -INFINITE};
+  float total[2] = {0, 0};
+  for (int first = 0; first < u.count; first += AT_ONCE) {
+    float known[AT_ONCE][2];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      bool is = isPart(first + i);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        known[i][half] = is ? lseOf(first + i, half) : -INFINITE;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float most = top[half];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) most = fmaxf(most, known[i][half]);
+      float reference = most == -INFINITE ? 0 : most;
+      total[half] *= exp2Fast(top[half] - reference);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        total[half] += exp2Fast(known[i][half] - reference);
+      }
+      top[half] = most;
+    }
+  }
+  float factor[2];
+  int index[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int rho = laneRow() + 8 * half;
+    factor[half] = total[half] == 0 ? 0 : __fdividef(1, total[half]);
+    index[half] = rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
+                                         unit * UNIT + rho % UNIT
+                                   : -1;
+    if (threadIdx.x >= 32 || laneColumn() > 0 || index[half] < 0) continue;
+    lse[index[half]] =
+        total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
+    if (top[half] == -INFINITE) top[half] = 0;
+  }
+
+  for (int n = threadIdx.x / 32; n < VALUES / 16; n += WARPS) {
+    float sums[8] = {};
+    for (int first = 0; first < u.count; first += AT_ONCE) {
+      uint4 part[AT_ONCE];
+      float weight[AT_ONCE][2];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        bool is = isPart(first + i);
+        part[i] = is ? __ldcg(parts + (first + i) * PART + n * 32 + threadIdx.x % 32)
+                     : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          weight[i][half] = is ? lseOf(first + i, half) : -INFINITE;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        const T *x = (const T *)&part[i];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+          float w = exp2Fast(weight[i][e / 2 % 2] - top[e / 2 % 2]);
+          sums[e] += w * widen(x[e]);
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      int half = e / 2 % 2;
+      int c = 16 * n + e / 4 * 8 + laneColumn();
+      if (index[half] < 0 || c >= VALUE) continue;
+      storePair(o + (i64)index[half] * VALUE + c, sums[e] * factor[half],
+                sums[e + 1] * factor[half]);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    flashForwardBlocks(Call u, T *o, float *lse, Parts parts, const Item *items,
+                       const unsigned *entries, Progress *progress, int *missing,
+                       int *unjoined, Cut cut) {
+  extern __shared__ int4 memory[];
+  __shared__ Taken taken[2];
+  __shared__ unsigned complete;
+  T *tileK = (T *)memory;
+  T *tileV = LATENT ? tileK : tileK + N * KEY;
+  T *tileQ = tileK + STAGE;
+  clearColumns<KEY, N, WIDTH + ROPE>(tileK);
+#if !LATENT
+  clearColumns<VALUES, N, VALUE>(tileV);
+#endif
+  clearColumns<KEY, ROWS, WIDTH + ROPE>(tileQ);
+
+  int warp = threadIdx.x / 32;
+  int lane = threadIdx.x % 32;
+  // The next item comes while one is computed with, by the first warp.
+  int itemCount = progress->itemCount;
+  auto itemAt = [&](int number) {
+    Item none = {};
+    return number < itemCount ? items[number] : none;
+  };
+  auto entryOf = [&](const Item &item) {
+    const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
+    return lane < (int)item.count ? from[item.first + lane] : 0;
+  };
+  auto keep = [&](Taken &to, const Item &item, unsigned entry) {
+    if (lane == 0) to.item = item;
+    if (lane < (int)item.count) to.entries[lane] = entry;
+  };
+  if (warp == 0) {
+    int number = lane == 0 ? atomicAdd(&progress->next, 1) : 0;
+    Item item = itemAt(__shfl_sync(0xffffffff, number, 0));
+    keep(taken[0], item, entryOf(item));
+  }
+  if (threadIdx.x == 0) taken[1].item.count = 0;
+
+  float scale = u.scale * LOG2_E;
+  for (int turn = 0;; turn = 1 - turn) {
+    // What is taken is known, and all are done with the item before.
+    __syncthreads();
+    const Taken &own = taken[turn];
+    const Taken &before = taken[1 - turn];
+    Item item = own.item;
+    int listCount = item.count;
+    Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
+    Sequence s = u.sequences[chunk.sequence];
+    int head0 = chunk.unit * UNIT;
+    int firstKey = item.block * BLOCK;
+    auto rowsOf = [&](int i) {
+      return ListRows::of(s, chunk.first + own.leaderOf(i), SHARING, UNIT);
+    };
+    // Lists of a round, of which the warp has every WARPS-th.
+    auto copyQueries = [&](int base) {
+#pragma unroll
+      for (int m = 0; m < ROW_TILES; m++) {
+        int i = base + m * WARPS + warp;
+        if (i >= listCount) continue;
+        ListRows rows = rowsOf(i);
+        auto rowOf = [&](int rho) {
+          return rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
+                                        head0 + rho % UNIT
+                                  : -1;
+        };
+        T *to = tileQ + (warp * ROW_TILES + m) * 16 * KEY;
+        copyRows<KEY, 16, 0, WIDTH, 32>(to, lane, u.q, WIDTH, rowOf);
+#if ROPE > 0
+        copyRows<KEY, 16, WIDTH, ROPE, 32>(to, lane, u.qRope, ROPE, rowOf);
+#endif
+      }
+    };
+    if (listCount > 0) {
+      Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
+      auto keyOf = [&](int i) {
+        return firstKey + i < s.keyCount ? firstKey + i : -1;
+      };
+      // A chunk reads them about once. Parts are to stay in the L2 cache.
+      CopyOnce once = {leavesFirst()};
+      copyQueries(0);
+      copyRows<KEY, N, 0, WIDTH, THREADS>(tileK, threadIdx.x, from.k,
+                                          from.keyStride, keyOf, once);
+#if ROPE > 0
+      copyRows<KEY, N, WIDTH, ROPE, THREADS>(tileK, threadIdx.x, from.kRope, ROPE,
+                                             keyOf, once);
+#endif
+      cpAsyncCommit();
+#if !LATENT
+      copyRows<VALUES, N, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
+                                             from.valueStride, keyOf, once);
+#endif
+      cpAsyncCommit();
+    }
+
+    // The item before: which of its lists have all their parts now.
+    int chunkBefore = before.item.chunk;
+    int turnBefore = before.item.turn;
+    if (warp == 0) {
+      bool isLast = false;
+      if (lane < (int)before.item.count) {
+        int *at = missing + (i64)chunkBefore * cut.most + before.leaderOf(lane);
+        isLast = addInOrder(at, 1) == -1;
+      }
+      unsigned lists = __ballot_sync(0xffffffff, isLast);
+      if (lane == 0) complete = lists;
+    }
+    __syncthreads();
+    if (complete) {
+      Chunk of = Chunk::of(chunkBefore, u.sequences, cut, SHARING);
+      Sequence sequence = u.sequences[of.sequence];
+      i64 first = firstPart(cut, turnBefore, u.count);
+      for (unsigned lists = complete; lists; lists &= lists - 1) {
+        int leader = before.leaderOf(31 - __clz(lists & -lists));
+        i64 part = first + leader * u.count;
+        joinList(u, sequence,
+                 ListRows::of(sequence, of.first + leader, SHARING, UNIT),
+                 listOf(u, sequence, of.first + leader, of.unit * UNIT), of.unit,
+                 parts.o + part * PART, parts.lse + part * 16, o, lse);
+      }
+      __syncwarp();
+      if (lane == 0) addInOrder(unjoined + turnBefore, __popc(complete));
+    }
+    if (listCount == 0) break;
+
+    // Asked for while the copies are on their way.
+    int number = 0;
+    const int *last = item.turn < cut.ring ? 0 : unjoined + item.turn - cut.ring;
+    bool isFree = true;
+    if (threadIdx.x == 0) {
+      number = atomicAdd(&progress->next, 1);
+      isFree = !last || readInOrder(last) >= 0;
+    }
+    i64 first = firstPart(cut, item.turn, u.count);
+    Item next;
+    unsigned nextEntry;
+    for (int base = 0; base < listCount; base += LISTS) {
+      if (base == 0) {
+        cpAsyncWait<1>();
+        __syncthreads();
+      } else {
+        cpAsyncWait<0>();
+        __syncwarp();
+      }
+      bool hasLists = base + warp < listCount;
+      float scores[ROW_TILES][N / 8][4];
+      clear(scores);
+      if (hasLists) {
+        Lane<KEY> queryLane = firstOperand<KEY>(tileQ + warp * ROW_TILES * 16 * KEY);
+        auto query = [&](unsigned (&a)[4], int m, int k) {
+          queryLane.load<false>(a, 16 * m, k);
+        };
+        multiplyRows<N, KEY, 4>(scores, query, secondOperand<KEY>(tileK));
+      }
+      __syncwarp();
+      copyQueries(base + LISTS);
+      cpAsyncCommit();
+      if (base == 0 && warp == 0) next = itemAt(__shfl_sync(0xffffffff, number, 0));
+
+      unsigned weights[ROW_TILES][N / 16][4];
+      float factor[ROW_TILES][2];
+      float known[ROW_TILES][2];
+#pragma unroll
+      for (int m = 0; m < ROW_TILES; m++) {
+        // What becomes of one that is not there nobody reads.
+        ListRows rows = rowsOf(min(base + m * WARPS + warp, listCount - 1));
+        if (firstKey + N - 1 > rows.position) {
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            int last = rows.position + (laneRow() + 8 * half) / UNIT - firstKey;
+#pragma unroll
+            for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+              for (int e = 0; e < 2; e++) {
+                float &x = scores[m][n][2 * half + e];
+                if (8 * n + laneColumn() + e > last) x = -INFINITE;
+              }
+            }
+          }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          float top = -INFINITE;
+#pragma unroll
+          for (int n = 0; n < N / 8; n++) {
+            top = fmaxf(top, fmaxf(scores[m][n][2 * half],
+                                   scores[m][n][2 * half + 1]));
+          }
+          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
+          float reference = top == -INFINITE ? 0 : top;
+          float total = 0;
+#pragma unroll
+          for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+            for (int e = 2 * half; e < 2 * half + 2; e++) {
+              float &x = scores[m][n][e];
+              x = exp2Fast(x * scale - reference);
+              total += x;
+            }
+          }
+          total += __shfl_xor_sync(0xffffffff, total, 1);
+          total += __shfl_xor_sync(0xffffffff, total, 2);
+          factor[m][half] = total == 0 ? 0 : __fdividef(1, total);
+          known[m][half] = total == 0 ? -INFINITE : reference + __log2f(total);
+        }
+#pragma unroll
+        for (int k = 0; k < N / 16; k++) operandOf(weights[m][k], scores[m], k);
+      }
+      if (base == 0 && warp == 0) nextEntry = entryOf(next);
+      if (base == 0) {
+        // The values are there for all, and the memory for parts is free.
+        while (!isFree) isFree = readInOrder(last) >= 0;
+        cpAsyncWait<1>();
+        __syncthreads();
+      }
+
+      Lane<LATENT ? KEY : VALUES> valueLane =
+          secondTransposed<LATENT ? KEY : VALUES>(tileV);
+#pragma unroll
+      for (int column = 0; hasLists && column < VALUES / 16; column += STEP) {
+        float sums[ROW_TILES][2 * STEP][4];
+        clear(sums);
+#pragma unroll
+        for (int k = 0; k < N / 16; k++) {
+#pragma unroll
+          for (int n = 0; n < STEP; n++) {
+            unsigned b[4];
+            valueLane.template load<true>(b, 16 * k, column + n);
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; m++) {
+              multiply(sums[m], n, weights[m][k], b);
+            }
+          }
+        }
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) {
+          int i = base + m * WARPS + warp;
+          if (i >= listCount) continue;
+          i64 part = first + own.leaderOf(i) * u.count + own.placeOf(i);
+          if (column == 0 && laneColumn() == 0) {
+            float *at = parts.lse + part * 16 + laneRow();
+            __stcg(at, known[m][0]);
+            __stcg(at + 8, known[m][1]);
+          }
+          uint4 *to = parts.o + part * PART + column * 32 + lane;
+#pragma unroll
+          for (int n = 0; n < STEP; n++) {
+            float(&low)[4] = sums[m][2 * n];
+            float(&high)[4] = sums[m][2 * n + 1];
+            float x = factor[m][0];
+            float y = factor[m][1];
+            __stcg(to + 32 * n,
+                   make_uint4(pair(low[0] * x, low[1] * x, T()),
+                              pair(low[2] * y, low[3] * y, T()),
+                              pair(high[0] * x, high[1] * x, T()),
+                              pair(high[2] * y, high[3] * y, T())));
+          }
+        }
+      }
+    }
+    if (warp == 0) keep(taken[1 - turn], next, nextEntry);
+  }
+}

@@ -1,0 +1,192 @@
+/**
+ * Selected attention where each query has its list: a walk over those that
+ * chose a block, and a sum over what each list found; see the kernel.
+ */
+import type { AttentionOperands, AttentionResults } from '@asa/core';
+import type { DeviceFacts } from '../driver';
+import { i32, type Launch } from '../launch';
+import { call, coversQueries, listLength, shapeOf } from './attention-tile';
+import { extent, fillBits, type KernelContext, typed } from './context';
+import {
+  type FlashTile,
+  flashLaunch,
+  isBackwardShape,
+  isLatent,
+} from './flash';
+import type { SelectedView } from './gradient-parts';
+
+/** Whether it is in use; what is not takes unions of lists. */
+const IN_USE = true;
+
+/** Most lists of an item; as many as two rounds of a block of threads. */
+const ITEM = 16;
+/** Of the L2 cache, for parts. */
+const PARTS_SHARE = 2 / 3;
+/** Chunks whose parts are in use at a time: one is begun where one ends. */
+const [LEAST_RING, MOST_RING] = [2, 8];
+/** With more lists a block, on average, nothing is read less often. */
+const MOST_LISTS = 2 * ITEM;
+/** A block that fewer lists of a chunk have is read too often. */
+const LEAST_LISTS = 4;
+/** With fewer blocks for each that a list chooses, unions share more. */
+const LEAST_BLOCKS = 16;
+/** A table of them has to fit shared memory. */
+const MOST_BLOCKS = 16_384;
+/** Of a block's shared memory the device has some for itself. */
+const RESERVED_BYTES = 1024;
+/** Items that have been taken, and row tables. */
+const TABLE_BYTES = 512;
+
+/** The cut, and how leaders are cut into chunks. */
+export type ForwardBlocksTile = FlashTile & {
+  /** Leaders of a chunk, and chunks of a unit of heads. */
+  readonly most: number;
+  readonly perUnit: number;
+  /** Chunks whose parts have room. */
+  readonly ring: number;
+  /** Blocks that a list may have. */
+  readonly places: number;
+};
+
+/** None where lists have too many rows, or blocks have too few lists. */
+export function forwardBlocksTile(
+  operands: AttentionOperands,
+  view: SelectedView,
+  { sharedBytes, multiprocessors, l2Bytes }: DeviceFacts,
+): ForwardBlocksTile | undefined {
+  const shape = shapeOf(operands);
+  const { blockSize, sharing, unitHeads, sequences } = view;
+  if (!IN_USE || !isBackwardShape(shape)) return undefined;
+  if (sharing * unitHeads > 16 || blockSize !== 64) return undefined;
+  const columns = (n: number) => 16 * Math.ceil(n / 16);
+  const keyColumns = columns(shape.width + shape.ropeWidth);
+  const valueColumns = columns(shape.valueWidth);
+
+  const length = listLength(view);
+  const places = Math.ceil(sequences.keyRoom / blockSize);
+  // As many as there are if the first query is the last of its leader.
+  const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
+  const perLeader = length * 16 * (2 * valueColumns + 4);
+  const room = Math.floor((l2Bytes * PARTS_SHARE) / perLeader);
+  // A query sees half of the blocks on average.
+  const listsOf = (leaders: number) => (leaders * length) / (places / 2);
+  const most = Math.min(
+    leaders,
+    Math.floor(room / LEAST_RING),
+    Math.ceil(MOST_LISTS / listsOf(1)),
+  );
+  const isShared = listsOf(most) >= LEAST_LISTS;
+  const ring = Math.min(MOST_RING, Math.floor(room / most));
+  const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
+  const units = shape.heads / unitHeads;
+  const items = (leaders * units * sequences.count * length) / ITEM;
+  if (!isShared || !isSparse || items < 16 * multiprocessors) return undefined;
+
+  const [rows, warps, keys] = [128, 4, 64];
+  const needed =
+    2 * keys * (keyColumns + (isLatent(operands) ? 0 : valueColumns)) +
+    2 * rows * keyColumns;
+  const blocks = [3, 2, 1].find(
+    (n) =>
+      n * (needed + TABLE_BYTES + RESERVED_BYTES) <=
+      sharedBytes + RESERVED_BYTES,
+  );
+  if (blocks === undefined) return undefined;
+  return {
+    ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
+    ...{ most, perUnit: Math.ceil(leaders / most), ring, places },
+  };
+}
+
+export function attendByBlocks(
+  context: KernelContext,
+  operands: AttentionOperands,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  view: SelectedView,
+  tile: ForwardBlocksTile,
+): void {
+  const { sequences, sharing, unitHeads } = view;
+  const { indices } = view;
+  const { most, perUnit, ring, places } = tile;
+  if (!coversQueries(sequences, o)) {
+    // Rows of no sequence: output 0, LSE -inf.
+    context.clear(o);
+    fillBits(context, lse, 0xff800000 | 0);
+  }
+  const shape = shapeOf(operands);
+  const length = listLength(view);
+  const units = shape.heads / unitHeads;
+  const chunks = sequences.count * units * perUnit;
+  const pairs = most * length;
+  const mostItems =
+    chunks * (Math.min(places, pairs) + Math.ceil(pairs / ITEM));
+  const itemCounts = context.scratch(chunks, 'i32');
+  const listCounts = context.scratch(chunks, 'i32');
+  const turns = context.scratch(2 * chunks, 'i32');
+  const missing = context.scratch(chunks * most, 'i32');
+  const unjoined = context.scratch(chunks, 'i32');
+  const progress = context.scratch(2, 'i32');
+  const items = context.scratch(4 * mostItems, 'i32');
+  const entries = context.scratch(chunks * pairs, 'i32');
+  const cut = [units, perUnit, most, ring].map(i32);
+  const lists = [sharing, extent(indices, 1), length, places].map(i32);
+  const defines = { ...typed(o), BLOCK: tile.keys, ITEM, SHARES: tile.warps };
+  const table = (
+    launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
+  ) =>
+    context.run({
+      ...{ file: 'forward-items', defines, grid: [chunks], threads: [256] },
+      sharedBytes: 4 * places,
+      ...launch,
+    });
+  const given = [indices, sequences.on(indices.backend)];
+  table({
+    entry: 'countItems',
+    arguments: [
+      ...[...given, itemCounts, listCounts, missing, o, lse],
+      ...[...cut, ...lists, ...[unitHeads, shape.valueWidth].map(i32)],
+    ],
+  });
+  table({
+    entry: 'placeItems',
+    grid: [1],
+    threads: [1024],
+    sharedBytes: 0,
+    arguments: [
+      ...[itemCounts, listCounts, turns, unjoined, progress],
+      i32(chunks),
+    ],
+  });
+  table({
+    entry: 'listItems',
+    arguments: [...given, turns, items, entries, ...cut, ...lists],
+  });
+
+  const slots = Math.min(ring, chunks) * pairs;
+  const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
+  const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
+  const partLse = context.scratch(slots * 16, 'f32');
+  const launch = flashLaunch(shape, view, isLatent(operands), tile);
+  context.run({
+    file: 'flash-forward-blocks',
+    entry: 'flashForwardBlocks',
+    ...launch,
+    defines: { ...launch.defines, UNIT: unitHeads, SHARING: sharing, ITEM },
+    grid: [Math.min(mostItems, tile.blocks * context.facts.multiprocessors)],
+    arguments: [
+      ...[...call(operands, view), o, lse, parts, partLse, items, entries],
+      ...[progress, missing, unjoined, ...cut],
+    ],
+  });
+  for (const x of [
+    itemCounts,
+    listCounts,
+    turns,
+    missing,
+    unjoined,
+    progress,
+  ]) {
+    x.free();
+  }
+  for (const x of [items, entries, parts, partLse]) x.free();
+}

@@ -1,0 +1,109 @@
+import {
+  type Backend,
+  type DType,
+  Sequences,
+  type Storage,
+  Tensor,
+} from '@asa/core';
+import { describe, expect, it } from 'vitest';
+import type { KernelContext } from '../../../../packages/backend-gpu/src/cuda/kernels/context';
+import { selectedAttentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/selected-attention';
+import type { Launch } from '../../../../packages/backend-gpu/src/cuda/launch';
+
+const backend = {
+  allocate: () => ({}) as Storage,
+  write: () => {},
+  free: () => {},
+} as unknown as Backend;
+
+const tensor = (shape: readonly number[], dtype: DType) =>
+  new Tensor({ backend, storage: {} as Storage, freed: false }, shape, dtype);
+
+/** Launches and bytes of scratch memory of NSA's selected attention, in bf16. */
+function run(
+  counts: readonly { queries: number; keys?: number }[],
+  { sharing = 1, l2Bytes = 50 * 2 ** 20, backward = false } = {},
+) {
+  const launches: Launch[] = [];
+  let bytes = 0;
+  const context: KernelContext = {
+    facts: {
+      ...{ name: 'H100', capability: 90, multiprocessors: 132, l2Bytes },
+      ...{ sharedBytes: 232_448, totalBytes: 80e9 },
+    },
+    run: (launch) => launches.push(launch),
+    product: () => {},
+    clear: () => {},
+    scratch: (elements, dtype) => {
+      bytes += elements * (dtype === 'bf16' ? 2 : 4);
+      return tensor([elements], dtype);
+    },
+  };
+  const blocking = { length: 32, stride: 16, sharing };
+  const sequences = Sequences.packed(counts, blocking);
+  const { queryRows, keyRows } = sequences;
+  const rows = (n: number, heads: number) => tensor([n, heads, 128], 'bf16');
+  const inputs = {
+    q: rows(queryRows, 64),
+    k: rows(keyRows, 4),
+    v: rows(keyRows, 4),
+    indices: tensor([sequences.leaderRows(sharing), 4, 16], 'i32'),
+  };
+  const results = {
+    o: rows(queryRows, 64),
+    lse: tensor([queryRows, 64], 'f32'),
+  };
+  const attributes = { sequences, scale: 1, blockSize: 64, sharing };
+  const kernels = selectedAttentionKernels(context);
+  if (backward) {
+    kernels.selectedAttentionBackward(
+      { ...inputs, ...results, dO: rows(queryRows, 64) },
+      { dQ: rows(queryRows, 64), dK: rows(keyRows, 4), dV: rows(keyRows, 4) },
+      attributes,
+    );
+  } else {
+    kernels.selectedAttention(inputs, results, attributes);
+  }
+  return { launches, entries: launches.map(({ entry }) => entry), bytes };
+}
+
+describe('selected attention of 16 rows a list', () => {
+  it('goes by blocks where many are seen, and parts fit the L2 cache', () => {
+    for (const queries of [16_384, 32_768, 65_536]) {
+      const { entries, launches, bytes } = run([{ queries }]);
+      expect(entries).toEqual([
+        ...['countItems', 'placeItems', 'listItems', 'flashForwardBlocks'],
+      ]);
+      expect(launches.at(-1)?.grid).toEqual([3 * 132]);
+      // Tables of 4 bytes a choice, 16 an item.
+      expect(bytes).toBeLessThan(40 * 2 ** 20 + queries * 4 * 16 * 16);
+    }
+  });
+
+  it('goes by unions where neighbours share more, or parts find no room', () => {
+    const union = ['flashForwardUnion'];
+    expect(run([{ queries: 8192 }]).entries).toEqual(union);
+    expect(run([{ queries: 65_536 }], { l2Bytes: 2 ** 22 }).entries).toEqual(
+      union,
+    );
+    const few = Array.from({ length: 80 }, () => ({
+      queries: 4,
+      keys: 17_000,
+    }));
+    expect(run(few).entries).toEqual(union);
+  });
+
+  it('has more rows a list share a walk', () => {
+    expect(run([{ queries: 65_536 }], { sharing: 4 }).entries).toEqual([
+      'flashForward',
+    ]);
+  });
+
+  it('walks backward over as many leaders as the L2 cache has rows of', () => {
+    const walks = (queries: number) =>
+      run([{ queries }], { backward: true }).entries.filter(
+        (entry) => entry === 'flashBackwardBlocks',
+      ).length;
+    expect([1024, 8192, 65_536].map(walks)).toEqual([1, 4, 31]);
+  });
+});
