@@ -100,6 +100,22 @@ const calls: readonly Call[] = [
       inputs: (t) => ({ x: data(t, 3 * size), total: data('f32', 1) }),
     },
     {
+      operator: 'adamw',
+      name: `masters ${size}`,
+      attributes: {
+        ...{ learningRate: 0.1, weightDecay: 0.1, step: 3, clip: 0.5 },
+        ...{ beta1: 0.9, beta2: 0.95, eps: 1e-8 },
+      },
+      inputs: (t) => ({
+        parameter: data('f32', size),
+        gradient: data(t, size),
+        m: data('f32', size),
+        v: valuesOf([size], new Float64Array(size).fill(0.3), 'f32'),
+        squaredNorm: valuesOf([1], Float64Array.of(7), 'f32'),
+        rounded: data(t, size),
+      }),
+    },
+    {
       operator: 'cast',
       name: `${size}`,
       attributes: { dtype: 'bf16' },

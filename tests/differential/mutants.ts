@@ -259,6 +259,7 @@ export const mutants: Readonly<
     'no decay': withAttributes(() => ({ weightDecay: 0 })),
     'clip unused': withAttributes(() => ({ clip: undefined })),
     'loss scale unused': withAttributes(() => ({ lossScale: undefined })),
+    'copy as it was': without('rounded'),
     stale,
   },
 };

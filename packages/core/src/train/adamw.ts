@@ -71,7 +71,7 @@ export class AdamW {
   }
 
   /**
-   * One step. Gradients are of the masters' type.
+   * One step. Gradients are of the masters' type or of the model's.
    * @param step counts from 1.
    * @param norm what `squaredNorm` gave.
    * @param lossScale what gradients and norm are multiplied with.
@@ -87,6 +87,8 @@ export class AdamW {
   ): void {
     const scope = new Scope(this.model.backend);
     const { decay: _, weightDecay, ...constants } = this.options;
+    const { parameters } = this.model;
+    const hasMasters = this.masters !== parameters;
     for (const [name, gradient] of gradients) {
       const parameter = this.masters.get(name);
       const m = this.m.get(name);
@@ -94,7 +96,14 @@ export class AdamW {
       if (!parameter || !m || !v) continue;
       scope.run(
         adamw,
-        { parameter, gradient, m, v, squaredNorm: norm },
+        {
+          parameter,
+          gradient,
+          m,
+          v,
+          squaredNorm: norm,
+          rounded: hasMasters ? parameters.get(name) : undefined,
+        },
         {
           ...constants,
           step,
@@ -104,7 +113,6 @@ export class AdamW {
         },
       );
     }
-    this.roundMasters();
   }
 
   /** Rounds the masters into a 16-bit model; nothing to do for others. */

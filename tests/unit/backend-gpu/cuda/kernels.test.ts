@@ -59,7 +59,7 @@ const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
-  adamw: [{ T: 'f32' }],
+  adamw: [{ T: 'f32', G: 'bf16', R: 'bf16' }],
   add: [{ T: 'bf16' }],
   'attention-backward-keys': [
     { T: 'bf16', VIEW: 'SELECTED', ...wide },

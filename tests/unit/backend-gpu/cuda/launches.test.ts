@@ -42,7 +42,7 @@ describe.skipIf(!isLinux)('launches of a training step', () => {
       await trainer.step().catch(() => {});
       expect(cuda.refused).toBeUndefined();
       expect(trainer.steps).toBe(1);
-      expect(cuda.ran.at(-1)).toBe('cast');
+      expect(cuda.ran.at(-1)).toBe('adamw');
       await backend.destroy();
     },
   );

@@ -1,13 +1,9 @@
 import { f32, i64 } from '../launch';
-import {
-  elementwise,
-  type KernelContext,
-  type Kernels,
-  typed,
-} from './context';
+import { type KernelContext, type Kernels, piecewise, typed } from './context';
 
 export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
-  adamw({ parameter, gradient, m, v, squaredNorm }, _outputs, attributes) {
+  adamw(inputs, _outputs, attributes) {
+    const { parameter, gradient, m, v, squaredNorm, rounded } = inputs;
     const { learningRate, beta1, beta2, eps, weightDecay, step, clip } =
       attributes;
     const { lossScale = 1 } = attributes;
@@ -29,9 +25,22 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
     context.run({
       file: 'adamw',
       entry: 'adamw',
-      defines: typed(parameter),
-      ...elementwise(count),
-      arguments: [parameter, gradient, m, v, norm, ...rates, i64(count)],
+      defines: {
+        ...typed(parameter),
+        G: gradient.dtype,
+        R: rounded?.dtype ?? parameter.dtype,
+      },
+      ...piecewise(count),
+      arguments: [
+        parameter,
+        gradient,
+        m,
+        v,
+        norm,
+        rounded,
+        ...rates,
+        i64(count),
+      ],
     });
   },
 });

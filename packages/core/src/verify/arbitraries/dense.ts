@@ -348,15 +348,17 @@ export const adamwCases: Cases = fc
     step: fc.constantFrom(1, 2, 1000),
     norm: fc.constantFrom('none', 'given', 'clip'),
     lossScale: fc.constantFrom(undefined, 1, 4, 1024),
+    hasMasters: flag,
     seed: dataSeed,
   })
-  .map(({ shape, norm, seed, ...rest }) => ({
+  .map(({ shape, norm, hasMasters, seed, ...rest }) => ({
     operator: 'adamw',
     inputs: {
-      parameter: data(...shape),
+      parameter: (hasMasters ? statistic : data)(...shape),
       gradient: data(...shape),
-      m: data(...shape),
-      v: positive(data(...shape)),
+      m: (hasMasters ? statistic : data)(...shape),
+      v: positive((hasMasters ? statistic : data)(...shape)),
+      ...(hasMasters && { rounded: data(...shape) }),
       ...(norm !== 'none' && { squaredNorm: positive(statistic(1)) }),
     },
     attributes: {
