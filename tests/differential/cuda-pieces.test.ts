@@ -138,6 +138,16 @@ const calls: readonly Call[] = [
         attributes,
         inputs: (t) => ({ ...inputs(t), dy: data(t, rows, ...shape) }),
       },
+      {
+        operator: 'rmsNormBackward',
+        name: `${name}, a sum`,
+        attributes,
+        inputs: (t) => ({
+          ...inputs(t),
+          dy: data(t, rows, ...shape),
+          plus: data(t, rows, ...shape),
+        }),
+      },
     ];
   }),
   ...gated.flatMap(([rows, heads, width]): Call[] =>

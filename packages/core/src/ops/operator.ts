@@ -20,6 +20,12 @@ export interface GradientCall<Inputs, Outputs, Attributes> {
   readonly gradients: { readonly [Name in keyof Outputs]?: Tensor | undefined };
   /** Whether anyone wants the gradient of this input. */
   wants(name: keyof Inputs): boolean;
+  /**
+   * What other uses of this input have given so far, where it is wanted. A rule
+   * that asks for it must add it to the gradient that it gives: operators that
+   * can add on the way spare the sum's own pass over memory.
+   */
+  accumulated(name: keyof Inputs): Tensor | undefined;
 }
 
 /** The gradients of the inputs, by name; none for constants and indices. */

@@ -195,6 +195,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   ],
   'rms-norm': [
     { T: 'bf16', LANES: 32, HELD: 4 },
+    { T: 'bf16', LANES: 32, HELD: 4, PLUS: 1 },
+    { T: 'bf16', LANES: 32, HELD: 8, PLUS: 1 },
+    { T: 'f32', LANES: 32, HELD: 4, PLUS: 1 },
     { T: 'bf16', LANES: 32, HELD: 8 },
     { T: 'f32', LANES: 32, HELD: 4 },
     { T: 'bf16', LANES: 8, HELD: 1 },
