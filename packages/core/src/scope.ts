@@ -8,7 +8,7 @@ import {
   UnsupportedError,
 } from './errors';
 import type { OperatorName } from './ops';
-import type { Kernel, Operator } from './ops/operator';
+import type { Kernel, ManyKernel, Operator } from './ops/operator';
 import {
   type Allocation,
   formatShape,
@@ -69,18 +69,37 @@ export class Scope {
     inputs: Inputs,
     attributes: Attributes,
   ): Outputs {
-    const operands = inputs as Readonly<Record<string, Tensor | undefined>>;
-    this.check(operator.name, operands, operator.mutates);
-    const specs = operator.infer(inputs as never, attributes);
-    const kernel = this.kernel(operator, operands, attributes);
-    const outputs: Record<string, Tensor> = {};
-    for (const name in specs as Readonly<Record<string, TensorSpec>>) {
-      const spec: TensorSpec | undefined = specs[name as keyof typeof specs];
-      if (spec) outputs[name] = this.empty(spec.shape, spec.dtype);
+    const { kernel, outputs } = this.prepare(operator, inputs, attributes);
+    kernel(inputs, outputs, attributes);
+    this.tape?.record(operator, inputs, outputs, attributes);
+    return outputs;
+  }
+
+  /**
+   * The same for many calls, of which none reads what another one writes;
+   * several may add to one tensor. A backend may put them together.
+   */
+  runMany<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    calls: readonly { inputs: Inputs; attributes: Attributes }[],
+  ): Outputs[] {
+    const many = this.backend.manyKernels?.[operator.name as OperatorName] as
+      | ManyKernel<Inputs, Outputs, Attributes>
+      | undefined;
+    if (!many) {
+      return calls.map((call) =>
+        this.run(operator, call.inputs, call.attributes),
+      );
     }
-    kernel(inputs, outputs as Outputs, attributes);
-    this.tape?.record(operator, inputs, outputs as Outputs, attributes);
-    return outputs as Outputs;
+    const prepared = calls.map(({ inputs, attributes }) => {
+      const { outputs } = this.prepare(operator, inputs, attributes);
+      return { inputs, outputs, attributes };
+    });
+    many(prepared);
+    for (const { inputs, outputs, attributes } of prepared) {
+      this.tape?.record(operator, inputs, outputs, attributes);
+    }
+    return prepared.map(({ outputs }) => outputs);
   }
 
   /** The host's copy of a tensor; waits for the device. */
@@ -111,6 +130,24 @@ export class Scope {
   free(): void {
     for (const tensor of this.owned.values()) tensor.free();
     this.owned.clear();
+  }
+
+  /** Checks a call and allocates its outputs. */
+  private prepare<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    inputs: Inputs,
+    attributes: Attributes,
+  ): { kernel: Kernel<Inputs, Outputs, Attributes>; outputs: Outputs } {
+    const operands = inputs as Readonly<Record<string, Tensor | undefined>>;
+    this.check(operator.name, operands, operator.mutates);
+    const specs = operator.infer(inputs as never, attributes);
+    const kernel = this.kernel(operator, operands, attributes);
+    const outputs: Record<string, Tensor> = {};
+    for (const name in specs as Readonly<Record<string, TensorSpec>>) {
+      const spec: TensorSpec | undefined = specs[name as keyof typeof specs];
+      if (spec) outputs[name] = this.empty(spec.shape, spec.dtype);
+    }
+    return { kernel, outputs: outputs as Outputs };
   }
 
   private gives(tensor: Tensor): boolean {

@@ -55,6 +55,20 @@ export type Kernel<Inputs, Outputs, Attributes> = (
   attributes: Attributes,
 ) => void;
 
+/** Runs many calls of one operator, as if one after another. */
+export type ManyKernel<Inputs, Outputs, Attributes> = (
+  calls: readonly {
+    readonly inputs: Inputs;
+    readonly outputs: Outputs;
+    readonly attributes: Attributes;
+  }[],
+) => void;
+
+export type ManyKernelOf<T> =
+  T extends Operator<infer Inputs, infer Outputs, infer Attributes>
+    ? ManyKernel<Inputs, Outputs, Attributes>
+    : never;
+
 /** The kernel type that belongs to an operator. */
 export type KernelOf<T> =
   T extends Operator<infer Inputs, infer Outputs, infer Attributes>

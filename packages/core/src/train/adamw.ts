@@ -65,8 +65,11 @@ export class AdamW {
   /** The squared global norm of gradients, `[1]`; the scope's. */
   squaredNorm(scope: Scope, gradients: Gradients): Tensor {
     const total = zeros(scope, { shape: [1] }, statisticType(this.model.dtype));
-    for (const x of gradients.values())
-      scope.run(squaredNorm, { x, total }, {});
+    const calls = [...gradients.values()].map((x) => ({
+      inputs: { x, total },
+      attributes: {},
+    }));
+    scope.runMany(squaredNorm, calls);
     return total;
   }
 
@@ -89,30 +92,23 @@ export class AdamW {
     const { decay: _, weightDecay, ...constants } = this.options;
     const { parameters } = this.model;
     const hasMasters = this.masters !== parameters;
-    for (const [name, gradient] of gradients) {
+    const calls = [...gradients].flatMap(([name, gradient]) => {
       const parameter = this.masters.get(name);
-      const m = this.m.get(name);
-      const v = this.v.get(name);
-      if (!parameter || !m || !v) continue;
-      scope.run(
-        adamw,
-        {
-          parameter,
-          gradient,
-          m,
-          v,
-          squaredNorm: norm,
-          rounded: hasMasters ? parameters.get(name) : undefined,
-        },
-        {
+      const [m, v] = [this.m.get(name), this.v.get(name)];
+      if (!parameter || !m || !v) return [];
+      const rounded = hasMasters ? parameters.get(name) : undefined;
+      return {
+        inputs: { parameter, gradient, m, v, rounded, squaredNorm: norm },
+        attributes: {
           ...constants,
           step,
           learningRate,
           lossScale,
           weightDecay: this.decaying.has(name) ? weightDecay : 0,
         },
-      );
-    }
+      };
+    });
+    scope.runMany(adamw, calls);
   }
 
   /** Rounds the masters into a 16-bit model; nothing to do for others. */

@@ -59,7 +59,7 @@ const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
-  adamw: [{ T: 'f32', G: 'bf16', R: 'bf16' }],
+  adamw: [{ T: 'f32', G: 'bf16', R: 'bf16', MOST: 64 }],
   add: [{ T: 'bf16' }],
   'attention-backward-keys': [
     { T: 'bf16', VIEW: 'SELECTED', ...wide },
@@ -206,7 +206,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   rows: [{ T: 'bits16' }, { T: 'bits128' }],
   sample: [{ T: 'f32' }],
   'select-blocks': [{ T: 'bf16' }, { T: 'f32' }],
-  'squared-norm': [{ T: 'bf16' }],
+  'squared-norm': [{ T: 'bf16', MOST: 128 }],
   swiglu: [{ T: 'bf16' }],
   'transpose-heads': [{ T: 'bf16' }],
 };
