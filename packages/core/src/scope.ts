@@ -75,31 +75,40 @@ export class Scope {
     return outputs;
   }
 
-  /**
-   * The same for many calls, of which none reads what another one writes;
-   * several may add to one tensor. A backend may put them together.
-   */
+  /** The same for many calls, as `prepareMany` takes them. */
   runMany<Inputs extends object, Outputs extends object, Attributes>(
     operator: Operator<Inputs, Outputs, Attributes>,
     calls: readonly { inputs: Inputs; attributes: Attributes }[],
   ): Outputs[] {
-    const many = this.backend.manyKernels?.[operator.name as OperatorName] as
+    return this.prepareMany(operator, calls)();
+  }
+
+  /**
+   * Checks many calls now and enqueues them when the result is called: for work
+   * that has to wait for an answer. No call reads what another one writes;
+   * several may add to one tensor. A backend may put them together.
+   */
+  prepareMany<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    calls: readonly { inputs: Inputs; attributes: Attributes }[],
+  ): () => Outputs[] {
+    const prepared = calls.map(({ inputs, attributes }) => ({
+      ...this.prepare(operator, inputs, attributes),
+      inputs,
+      attributes,
+    }));
+    const name = operator.name as OperatorName;
+    const many = this.backend.manyKernels?.[name] as
       | ManyKernel<Inputs, Outputs, Attributes>
       | undefined;
-    if (!many) {
-      return calls.map((call) =>
-        this.run(operator, call.inputs, call.attributes),
-      );
-    }
-    const prepared = calls.map(({ inputs, attributes }) => {
-      const { outputs } = this.prepare(operator, inputs, attributes);
-      return { inputs, outputs, attributes };
-    });
-    many(prepared);
-    for (const { inputs, outputs, attributes } of prepared) {
-      this.tape?.record(operator, inputs, outputs, attributes);
-    }
-    return prepared.map(({ outputs }) => outputs);
+    return () => {
+      many?.(prepared);
+      return prepared.map(({ kernel, inputs, outputs, attributes }) => {
+        if (!many) kernel(inputs, outputs, attributes);
+        this.tape?.record(operator, inputs, outputs, attributes);
+        return outputs;
+      });
+    };
   }
 
   /** The host's copy of a tensor; waits for the device. */

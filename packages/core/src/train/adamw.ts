@@ -74,12 +74,13 @@ export class AdamW {
   }
 
   /**
-   * One step. Gradients are of the masters' type or of the model's.
+   * Prepares one step, which happens when the result is called: the device need
+   * not wait for the host. Gradients are of the masters' type or of the model's.
    * @param step counts from 1.
    * @param norm what `squaredNorm` gave.
    * @param lossScale what gradients and norm are multiplied with.
    */
-  update(
+  prepareUpdate(
     gradients: Gradients,
     norm: Tensor,
     {
@@ -87,7 +88,7 @@ export class AdamW {
       learningRate,
       lossScale,
     }: { step: number; learningRate: number; lossScale?: number },
-  ): void {
+  ): () => void {
     const scope = new Scope(this.model.backend);
     const { decay: _, weightDecay, ...constants } = this.options;
     const { parameters } = this.model;
@@ -108,7 +109,7 @@ export class AdamW {
         },
       };
     });
-    scope.runMany(adamw, calls);
+    return scope.prepareMany(adamw, calls);
   }
 
   /** Rounds the masters into a 16-bit model; nothing to do for others. */

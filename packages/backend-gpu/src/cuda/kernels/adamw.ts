@@ -40,17 +40,20 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
   },
 });
 
+/** Attributes that a launch has once. */
+const common = [
+  ...(['learningRate', 'beta1', 'beta2', 'eps'] as const),
+  ...(['step', 'clip', 'lossScale'] as const),
+];
+
 /** Whether all that a launch has once is the same. */
 function areAlike(a: Call, b: Call): boolean {
-  const { weightDecay: _, ...numbers } = a.attributes;
   return (
     a.inputs.parameter.dtype === b.inputs.parameter.dtype &&
     a.inputs.gradient.dtype === b.inputs.gradient.dtype &&
     a.inputs.rounded?.dtype === b.inputs.rounded?.dtype &&
     a.inputs.squaredNorm === b.inputs.squaredNorm &&
-    Object.entries(numbers).every(
-      ([name, value]) => b.attributes[name as keyof typeof numbers] === value,
-    )
+    common.every((name) => a.attributes[name] === b.attributes[name])
   );
 }
 
