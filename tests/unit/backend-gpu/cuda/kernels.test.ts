@@ -182,12 +182,23 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...dense, ...hopper },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
     },
+    {
+      ...{ ...narrow, ...hopper, STAGES: 3, UNIT: 4 },
+      ...{ VIEW: 'COMPRESSED', BLOCK: 1 },
+    },
   ],
   'hopper-importance': [
-    ...[{ ...grouped, STAGES: 4 }, latent].map((form) => ({
-      ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
-      ...{ VIEW: 'COMPRESSED', BLOCK: 1, BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
-    })),
+    ...[{ ...grouped, STAGES: 4 }, latent, { ...narrow, STAGES: 4 }].map(
+      (form) => ({
+        ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
+        ...{
+          VIEW: 'COMPRESSED',
+          BLOCK: 1,
+          BLOCK_STRIDES: 4,
+          LENGTH_STRIDES: 2,
+        },
+      }),
+    ),
   ],
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },

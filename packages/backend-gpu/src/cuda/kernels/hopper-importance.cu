@@ -54,6 +54,11 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
   Copies copies = {0};
   Turn turn = {0, 0};
   unsigned parity = 0;
+  clearBehind<ROWS, WIDTH + ROPE>(tileQ);
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    clearBehind<N, WIDTH + ROPE>(stages + n * KEYS_SIZE);
+  }
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;

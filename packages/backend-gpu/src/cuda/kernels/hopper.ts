@@ -19,6 +19,9 @@ export interface HopperCut {
 /** Which of them are in use; what is not takes the kernels of any card. */
 const IN_USE = { forward: true, importance: true, queries: true, keys: true };
 
+/** What widths are multiples of, forward and in ranking: 16 leaves odd ones out. */
+const ODD = 8;
+
 const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
 const warpsOf = (rows: number) => rows / 16 + 4;
@@ -27,15 +30,16 @@ const SPARE_BYTES = 1024 + 256;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
 
+/** @param unit what widths must be multiples of: 16, or 8 and filled up with 0. */
 function isHopperKey(
   shape: AttentionShape,
   { capability }: DeviceFacts,
+  unit = 16,
 ): boolean {
   const { width, ropeWidth, valueWidth } = shape;
   const keyWidth = width + ropeWidth;
   const isWidth = keyWidth >= 64 && keyWidth <= 192;
-  // A product takes 16 columns at a time.
-  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % 16 === 0);
+  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % unit === 0);
   return capability === 90 && isFlashShape(shape) && isWidth && isWhole;
 }
 
@@ -61,7 +65,9 @@ export function hopperForwardCut(
   facts: DeviceFacts,
 ): HopperCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
-  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  // Sums are of 16 columns at a time.
+  const values = 16 * Math.ceil(valueWidth / 16);
+  const fits = isHopperKey(shape, facts, ODD) && isHopperValue(values);
   // One warpgroup would have nothing to do.
   if (
     !IN_USE.forward ||
@@ -144,7 +150,7 @@ export function hopperImportanceCut(
   facts: DeviceFacts,
 ): HopperCut | undefined {
   if (!IN_USE.importance || tile?.headTiles !== 1) return undefined;
-  if (!isHopperKey(shape, facts)) return undefined;
+  if (!isHopperKey(shape, facts, ODD)) return undefined;
   // Scores alone leave registers for as many warps as there can be.
   const [rows, keys] = [256, 128];
   const columns = wholeChunks(shape.width + shape.ropeWidth);
