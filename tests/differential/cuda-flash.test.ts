@@ -378,9 +378,9 @@ const hopperForms: Readonly<Record<string, Form>> = {
     blockSize: 16,
     count: 4,
   },
-  'widths of whole pieces, values apart': {
-    heads: 4,
-    groups: 2,
+  'widths of whole pieces, values apart, six heads a group': {
+    heads: 6,
+    groups: 1,
     width: 72,
     value: 88,
     counts: [{ queries: 257 }, { queries: 65, keys: 300 }],

@@ -188,18 +188,15 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     },
   ],
   'hopper-importance': [
-    ...[{ ...grouped, STAGES: 4 }, latent, { ...narrow, STAGES: 4 }].map(
-      (form) => ({
-        ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
-        ...{
-          VIEW: 'COMPRESSED',
-          BLOCK: 1,
-          BLOCK_STRIDES: 4,
-          LENGTH_STRIDES: 2,
-        },
-      }),
-    ),
-  ],
+    { ...grouped, STAGES: 4, LEADER_ROWS: 16 },
+    { ...latent, LEADER_ROWS: 16 },
+    { ...latent, LEADER_ROWS: 8 },
+    { ...narrow, STAGES: 4, LEADER_ROWS: 4 },
+  ].map((form) => ({
+    ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
+    ...{ UNIT: form.LEADER_ROWS, VIEW: 'COMPRESSED', BLOCK: 1 },
+    ...{ BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+  })),
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },
     { T: 'f32', PLACES: 64 },

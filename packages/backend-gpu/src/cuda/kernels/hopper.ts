@@ -139,29 +139,41 @@ function backwardCut(
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
 }
 
+/** Few heads of several leaders share a warp's 16 rows. */
+const PACKS_LEADERS = true;
+
+export interface RankingCut extends HopperCut {
+  /** Rows that each leader has. */
+  readonly leaderRows: number;
+}
+
 /**
- * The cut of ranking, 16 heads of a leader for a warp; none where it is for
- * other kernels.
- * @param tile the cut of those, which tells what else it is for.
+ * The cut of ranking, for a warp the heads of one leader, two or four; none where
+ * it is for other kernels.
+ * @param tile the cut of those, which tells what else it is for, and heads of a
+ *   group.
  */
 export function hopperImportanceCut(
   shape: AttentionShape,
-  tile: { readonly headTiles: number } | undefined,
+  tile: { readonly headTiles: number; readonly share?: number } | undefined,
   facts: DeviceFacts,
-): HopperCut | undefined {
+): RankingCut | undefined {
   if (!IN_USE.importance || tile?.headTiles !== 1) return undefined;
   if (!isHopperKey(shape, facts, ODD)) return undefined;
   // Scores alone leave registers for as many warps as there can be.
   const [rows, keys] = [256, 128];
+  const { share = 16 } = tile;
+  const few = share <= 4 ? 4 : share <= 8 ? 8 : 16;
+  const leaderRows = PACKS_LEADERS ? few : 16;
   const columns = wholeChunks(shape.width + shape.ropeWidth);
-  const tables = (rows / 16) * (32 + keys) * 4;
+  const tables = (rows / leaderRows) * (32 + keys) * 4;
   const bytesOf = (stages: number) =>
     2 * columns * (rows + stages * keys) + SPARE_BYTES;
   const stages = [4, 3, 2].find(
     (n) => bytesOf(n) + tables <= facts.sharedBytes,
   );
   if (stages === undefined) return undefined;
-  return { rows, keys, stages, sharedBytes: bytesOf(stages) };
+  return { rows, keys, stages, sharedBytes: bytesOf(stages), leaderRows };
 }
 
 export function hopperLaunch(
