@@ -1,7 +1,7 @@
 import type { Tensor } from '@asa/core';
 
 /** One of several tensors that a launch goes through. */
-export interface Part<Call> {
+interface Part<Call> {
   readonly call: Call;
   /** Its first block of threads. */
   readonly start: number;
