@@ -40,8 +40,8 @@ void write(void *memory, const Layout &u, int64_t batch, int64_t i, int64_t j, f
 
 struct Product {
   Descriptor descriptor;
-  Layout a, b, d;
-  const void *A, *B;
+  Layout a, b, c, d;
+  const void *A, *B, *C;
   void *D;
   float alpha, beta;
 };
@@ -56,7 +56,7 @@ void multiply(const Product &u) {
       for (int64_t i = 0; i < (int64_t)u.d.rows; i++) {
         double sum = 0;
         for (int64_t k = 0; k < inner; k++) sum += read(u.A, u.a, batch, ta, i, k) * column[k];
-        float old = u.beta == 0 ? 0 : u.beta * read(u.D, u.d, batch, false, i, j);
+        float old = u.beta == 0 ? 0 : u.beta * read(u.C, u.c, batch, false, i, j);
         write(u.D, u.d, batch, i, j, (float)(u.alpha * sum) + old);
       }
     }
@@ -67,7 +67,8 @@ bool fits(const Product &u) {
   bool ta = u.descriptor.transposeA, tb = u.descriptor.transposeB;
   uint64_t rows = ta ? u.a.columns : u.a.rows, inner = ta ? u.a.rows : u.a.columns;
   uint64_t depth = tb ? u.b.columns : u.b.rows, columns = tb ? u.b.rows : u.b.columns;
-  return rows == u.d.rows && columns == u.d.columns && inner == depth;
+  return rows == u.d.rows && columns == u.d.columns && inner == depth &&
+         u.c.rows == rows && u.c.columns == columns;
 }
 
 } // namespace
@@ -113,9 +114,9 @@ int cublasLtMatmulAlgoGetHeuristic(void *, Descriptor *, Layout *, Layout *, Lay
 }
 
 int cublasLtMatmul(void *, Descriptor *descriptor, const float *alpha, const void *A, Layout *a,
-                   const void *B, Layout *b, const float *beta, const void *, Layout *, void *D,
+                   const void *B, Layout *b, const float *beta, const void *C, Layout *c, void *D,
                    Layout *d, const void *, void *, size_t, void *stream) {
-  Product product = {*descriptor, *a, *b, *d, A, B, D, *alpha, *beta};
+  Product product = {*descriptor, *a, *b, *c, *d, A, B, C, D, *alpha, *beta};
   if (!fits(product)) return INVALID_VALUE;
   return asaEnqueue(stream, [product] { return multiply(product), 0; }) ? INVALID_VALUE : SUCCESS;
 }

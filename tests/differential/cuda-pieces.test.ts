@@ -3,7 +3,14 @@
  * more rows than threads keep at a time.
  */
 import { openCpu } from '@asa/backend-cpu';
-import { type Backend, type OperatorName, Random } from '@asa/core';
+import {
+  type Backend,
+  type OperatorName,
+  operators,
+  Random,
+  Scope,
+  type Tensor,
+} from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
@@ -13,6 +20,7 @@ import {
 import { type Values, valuesOf } from '../../packages/core/src/verify/values';
 import { whyNoEmulator } from '../cuda-emulator/build.mjs';
 import { openEmulated } from '../cuda-emulator/open';
+import { encode } from '../unit/backend-cpu/helpers';
 
 const dtypes = ['f32', 'f16', 'bf16'] as const;
 type Dtype = (typeof dtypes)[number];
@@ -100,6 +108,22 @@ const calls: readonly Call[] = [
       inputs: (t) => ({ x: data(t, 3 * size), total: data('f32', 1) }),
     },
     {
+      operator: 'adamw',
+      name: `masters ${size}`,
+      attributes: {
+        ...{ learningRate: 0.1, weightDecay: 0.1, step: 3, clip: 0.5 },
+        ...{ beta1: 0.9, beta2: 0.95, eps: 1e-8 },
+      },
+      inputs: (t) => ({
+        parameter: data('f32', size),
+        gradient: data(t, size),
+        m: data('f32', size),
+        v: valuesOf([size], new Float64Array(size).fill(0.3), 'f32'),
+        squaredNorm: valuesOf([1], Float64Array.of(7), 'f32'),
+        rounded: data(t, size),
+      }),
+    },
+    {
       operator: 'cast',
       name: `${size}`,
       attributes: { dtype: 'bf16' },
@@ -121,6 +145,16 @@ const calls: readonly Call[] = [
         name,
         attributes,
         inputs: (t) => ({ ...inputs(t), dy: data(t, rows, ...shape) }),
+      },
+      {
+        operator: 'rmsNormBackward',
+        name: `${name}, a sum`,
+        attributes,
+        inputs: (t) => ({
+          ...inputs(t),
+          dy: data(t, rows, ...shape),
+          plus: data(t, rows, ...shape),
+        }),
       },
     ];
   }),
@@ -247,5 +281,93 @@ describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
         await judge(call, all, dtype);
       },
     );
+  });
+
+  describe('many calls at once', () => {
+    // More than a launch has room for, more than a block of threads has, none.
+    const sizes = [
+      ...Array.from({ length: 140 }, (_, i) => 1 + ((37 * i) % 97)),
+      ...[0, 8192, 8193, 40_001, 3],
+    ];
+    const normal = (scope: Scope, size: number, dtype: Dtype) =>
+      scope.tensor(
+        encode(
+          Float64Array.from({ length: size }, () => random.normal()),
+          dtype,
+        ),
+        [size],
+        dtype,
+      );
+
+    test.each(dtypes)('sum the squares of %s', async (dtype) => {
+      const scope = new Scope(backend);
+      const [one, all] = [0, 1].map(() =>
+        scope.tensor(Float32Array.of(2), [1], 'f32'),
+      ) as [Tensor, Tensor];
+      const list = sizes.map((size) => normal(scope, size, dtype));
+      for (const x of list) {
+        scope.run(operators.squaredNorm, { x, total: one }, {});
+      }
+      scope.runMany(
+        operators.squaredNorm,
+        list.map((x) => ({ inputs: { x, total: all }, attributes: {} })),
+      );
+      const [want = 0] = await scope.read(one);
+      const [got = 0] = await scope.read(all);
+      expect(Math.abs(got / want - 1)).toBeLessThan(1e-5);
+      scope.free();
+    });
+
+    test('update parameters as one after another, to the bit', async () => {
+      const scope = new Scope(backend);
+      const squaredNorm = scope.tensor(Float32Array.of(9), [1], 'f32');
+      const numbers = { beta1: 0.9, beta2: 0.95, eps: 1e-8, step: 2, clip: 1 };
+      const draws = sizes.map((size, i) => {
+        const dtype = i % 50 < 45 ? 'bf16' : 'f16';
+        const tensors = [
+          normal(scope, size, 'f32'),
+          normal(scope, size, 'f32'),
+          scope.tensor(new Float32Array(size).fill(0.3), [size], 'f32'),
+          normal(scope, size, dtype),
+          normal(scope, size, dtype),
+        ];
+        const weightDecay = i % 3 === 0 ? 0.1 : 0;
+        const learningRate = i < 100 ? 1e-2 : 1e-3;
+        return {
+          tensors,
+          attributes: { ...numbers, weightDecay, learningRate },
+        };
+      });
+      const copies = () =>
+        draws.map(({ tensors, attributes }) => {
+          const own = tensors.map((tensor) => {
+            const copy = scope.empty(tensor.shape, tensor.dtype);
+            const { storage, size } = copy;
+            backend.copy(tensor.storage, 0, storage, 0, size);
+            return copy;
+          });
+          const [parameter, m, v, gradient, rounded] = own as [
+            ...[Tensor, Tensor, Tensor, Tensor, Tensor],
+          ];
+          return {
+            inputs: { parameter, m, v, gradient, rounded, squaredNorm },
+            attributes,
+          };
+        });
+      const [single, many] = [copies(), copies()];
+      for (const { inputs, attributes } of single) {
+        scope.run(operators.adamw, inputs, attributes);
+      }
+      scope.runMany(operators.adamw, many);
+      for (const [i, { inputs }] of many.entries()) {
+        for (const name of ['parameter', 'm', 'v', 'rounded'] as const) {
+          const want = single[i]?.inputs[name] as Tensor;
+          expect(await scope.read(inputs[name]), `${name} ${i}`).toEqual(
+            await scope.read(want),
+          );
+        }
+      }
+      scope.free();
+    });
   });
 });

@@ -145,7 +145,11 @@ const unnormalised: Mutation = (own) => (inputs, outputs, attributes) => {
 export const mutants: Readonly<
   Record<OperatorName, Readonly<Record<string, Mutation>>>
 > = {
-  matmul: { 'dropped tail': droppedTail, 'wrong scale': scaled(1.0001) },
+  matmul: {
+    'dropped tail': droppedTail,
+    'wrong scale': scaled(1.0001),
+    'product alone': without('plus'),
+  },
   headMatmul: { 'dropped tail': droppedTail, stale },
   headMatmulBackwardInput: { 'dropped tail': droppedTail },
   headMatmulBackwardWeight: { 'dropped tail': droppedTail, stale },
@@ -168,6 +172,7 @@ export const mutants: Readonly<
       eps: eps + 0.01,
     })),
     'weight gradient of one row only': scaled(0.5, (n) => n === 'dWeight'),
+    'not added': without('plus'),
   },
   rope: {
     'turned back': withAttributes(({ inverse }) => ({ inverse: !inverse })),
@@ -259,6 +264,7 @@ export const mutants: Readonly<
     'no decay': withAttributes(() => ({ weightDecay: 0 })),
     'clip unused': withAttributes(() => ({ clip: undefined })),
     'loss scale unused': withAttributes(() => ({ lossScale: undefined })),
+    'copy as it was': without('rounded'),
     stale,
   },
 };

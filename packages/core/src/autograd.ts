@@ -91,25 +91,35 @@ export class Tape {
       throw new ArgumentError(`${operator.name}: it has no gradient`);
     }
     const scope = new Scope(gradients.backend);
+    const wants = (name: string) => {
+      const input = inputs[name];
+      return input !== undefined && this.tracked.has(input.allocation);
+    };
+    /** What the rule adds to its own gradients. */
+    const taken: Tensor[] = [];
     try {
       const found = operator.gradient(scope, {
         inputs,
         outputs,
         attributes,
         gradients: produced,
-        wants: (name: string) => {
+        wants,
+        accumulated: (name: string) => {
           const input = inputs[name];
-          return input !== undefined && this.tracked.has(input.allocation);
+          const known = input && wants(name) && gradients.detach(input);
+          if (!known) return undefined;
+          taken.push(known);
+          return known;
         },
       } as never) as Readonly<Record<string, Tensor | undefined>>;
       for (const [name, gradient] of Object.entries(found)) {
         const input = inputs[name];
-        if (!gradient || !input) continue;
-        if (this.tracked.has(input.allocation)) {
+        if (gradient && input && wants(name)) {
           gradients.accumulate(scope, input, gradient);
         }
       }
     } finally {
+      for (const gradient of taken) gradients.release(gradient);
       scope.free();
     }
   }
@@ -155,6 +165,13 @@ class Gradients {
     this.set(tensor, scope.keep(sum));
   }
 
+  /** Forgets a gradient, whose memory stays until it is released. */
+  detach(tensor: Tensor): Tensor | undefined {
+    const gradient = this.of(tensor);
+    this.known.delete(tensor.allocation);
+    return gradient;
+  }
+
   /** Hands a gradient over, in memory of its own. */
   take(scope: Scope, tensor: Tensor): Tensor | undefined {
     const gradient = this.of(tensor);
@@ -174,6 +191,10 @@ class Gradients {
     const gradient = this.known.get(tensor.allocation);
     if (!gradient) return;
     this.known.delete(tensor.allocation);
+    this.release(gradient);
+  }
+
+  release(gradient: Tensor): void {
     const uses = (this.uses.get(gradient.allocation) ?? 0) - 1;
     this.uses.set(gradient.allocation, uses);
     if (uses > 0) return;

@@ -1,5 +1,5 @@
 import type { DType, HostArray } from './dtype';
-import type { KernelTable, OperatorName } from './ops';
+import type { KernelTable, ManyKernelTable, OperatorName } from './ops';
 import type { TensorSpec } from './tensor';
 
 declare const storageBrand: unique symbol;
@@ -39,6 +39,12 @@ export interface Backend {
   readonly description: string;
   /** What this backend can run. A missing entry is an operator it lacks. */
   readonly kernels: KernelTable;
+  /**
+   * Kernels that take many calls at once, for operators of which one call is
+   * little work. No call reads what another one writes; several may add to one
+   * tensor. A backend that gains nothing by it leaves them out.
+   */
+  readonly manyKernels?: ManyKernelTable;
 
   /** `true`, or the reason why not, for these operands. */
   supports(

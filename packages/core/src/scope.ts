@@ -8,7 +8,7 @@ import {
   UnsupportedError,
 } from './errors';
 import type { OperatorName } from './ops';
-import type { Kernel, Operator } from './ops/operator';
+import type { Kernel, ManyKernel, Operator } from './ops/operator';
 import {
   type Allocation,
   formatShape,
@@ -69,18 +69,46 @@ export class Scope {
     inputs: Inputs,
     attributes: Attributes,
   ): Outputs {
-    const operands = inputs as Readonly<Record<string, Tensor | undefined>>;
-    this.check(operator.name, operands, operator.mutates);
-    const specs = operator.infer(inputs as never, attributes);
-    const kernel = this.kernel(operator, operands, attributes);
-    const outputs: Record<string, Tensor> = {};
-    for (const name in specs as Readonly<Record<string, TensorSpec>>) {
-      const spec: TensorSpec | undefined = specs[name as keyof typeof specs];
-      if (spec) outputs[name] = this.empty(spec.shape, spec.dtype);
-    }
-    kernel(inputs, outputs as Outputs, attributes);
-    this.tape?.record(operator, inputs, outputs as Outputs, attributes);
-    return outputs as Outputs;
+    const { kernel, outputs } = this.prepare(operator, inputs, attributes);
+    kernel(inputs, outputs, attributes);
+    this.tape?.record(operator, inputs, outputs, attributes);
+    return outputs;
+  }
+
+  /** The same for many calls, as `prepareMany` takes them. */
+  runMany<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    calls: readonly { inputs: Inputs; attributes: Attributes }[],
+  ): Outputs[] {
+    return this.prepareMany(operator, calls)();
+  }
+
+  /**
+   * Checks many calls now and enqueues them when the result is called: for work
+   * that has to wait for an answer. No call reads what another one writes;
+   * several may add to one tensor. A backend may put them together.
+   */
+  prepareMany<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    calls: readonly { inputs: Inputs; attributes: Attributes }[],
+  ): () => Outputs[] {
+    const prepared = calls.map(({ inputs, attributes }) => ({
+      ...this.prepare(operator, inputs, attributes),
+      inputs,
+      attributes,
+    }));
+    const name = operator.name as OperatorName;
+    const many = this.backend.manyKernels?.[name] as
+      | ManyKernel<Inputs, Outputs, Attributes>
+      | undefined;
+    return () => {
+      many?.(prepared);
+      return prepared.map(({ kernel, inputs, outputs, attributes }) => {
+        if (!many) kernel(inputs, outputs, attributes);
+        this.tape?.record(operator, inputs, outputs, attributes);
+        return outputs;
+      });
+    };
   }
 
   /** The host's copy of a tensor; waits for the device. */
@@ -111,6 +139,24 @@ export class Scope {
   free(): void {
     for (const tensor of this.owned.values()) tensor.free();
     this.owned.clear();
+  }
+
+  /** Checks a call and allocates its outputs. */
+  private prepare<Inputs extends object, Outputs extends object, Attributes>(
+    operator: Operator<Inputs, Outputs, Attributes>,
+    inputs: Inputs,
+    attributes: Attributes,
+  ): { kernel: Kernel<Inputs, Outputs, Attributes>; outputs: Outputs } {
+    const operands = inputs as Readonly<Record<string, Tensor | undefined>>;
+    this.check(operator.name, operands, operator.mutates);
+    const specs = operator.infer(inputs as never, attributes);
+    const kernel = this.kernel(operator, operands, attributes);
+    const outputs: Record<string, Tensor> = {};
+    for (const name in specs as Readonly<Record<string, TensorSpec>>) {
+      const spec: TensorSpec | undefined = specs[name as keyof typeof specs];
+      if (spec) outputs[name] = this.empty(spec.shape, spec.dtype);
+    }
+    return { kernel, outputs: outputs as Outputs };
   }
 
   private gives(tensor: Tensor): boolean {

@@ -116,7 +116,8 @@ export async function call(
     const outputs = run(scope, name, tensors, attributes);
     const operator: { mutates?: readonly string[] } = operators[name];
     for (const target of operator.mutates ?? []) {
-      outputs[target] = tensors[target] as Tensor;
+      const tensor = tensors[target];
+      if (tensor) outputs[target] = tensor;
     }
     const result: Record<string, HostArray> = {};
     for (const [key, tensor] of Object.entries(outputs)) {

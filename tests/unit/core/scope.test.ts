@@ -24,7 +24,8 @@ beforeEach(async () => {
 const vector = (...values: number[]) =>
   scope.tensor(Float32Array.from(values), [values.length], 'f32');
 
-const { add, adamw, gatherRows, matmul, scatterRows, swiglu } = operators;
+const { add, adamw, gatherRows, matmul, rmsNorm, scatterRows, swiglu } =
+  operators;
 
 describe('Scope', () => {
   it('gives back exactly what was written', async () => {
@@ -204,6 +205,38 @@ describe('Tape', () => {
     expect(await scope.read(gradients.get(x) as Tensor)).toEqual(
       Float32Array.of(3 + 4, 7 + 4, 3 + 6, 7 + 6),
     );
+  });
+
+  it('adds to what other uses gave, once for each side of a product', async () => {
+    const { tape, taped } = recording();
+    const x = vector(1, 2, 3, 4).reshape([2, 2]);
+    tape.watch(x);
+    const { y: product } = taped.run(matmul, { a: x, b: x, plus: x }, {});
+    const { y } = taped.run(add, { a: product, b: x }, {});
+    const gradients = tape.backward(y, ones(y), [x]);
+    // As above, and 1 for each sum.
+    expect(await scope.read(gradients.get(x) as Tensor)).toEqual(
+      Float32Array.of(3 + 4 + 2, 7 + 4 + 2, 3 + 6 + 2, 7 + 6 + 2),
+    );
+  });
+
+  it('leaves a gradient alone that others share', async () => {
+    const { tape, taped } = recording();
+    const [x, w] = [vector(1, 2).reshape([1, 2]), vector(3, 4)];
+    tape.watch(x);
+    const { y: normed } = taped.run(rmsNorm, { x, weight: w }, { eps: 0 });
+    const { y } = taped.run(add, { a: x, b: normed }, {});
+    const { y: twice } = taped.run(add, { a: y, b: x }, {});
+    const seed = ones(twice);
+    const gradient = tape.backward(twice, seed, [x]).get(x) as Tensor;
+    expect(await scope.read(seed)).toEqual(Float32Array.of(1, 1));
+    // r (w - x r^2 mean(w x)) and 1 for each sum, r^2 = 1 / 2.5.
+    const r = 1 / Math.sqrt(2.5);
+    const want = [3, 4].map((w, i) => 2 + r * (w - ((i + 1) / 2.5) * 5.5));
+    const got = await scope.read(gradient);
+    want.forEach((value, i) => {
+      expect(got[i]).toBeCloseTo(value, 5);
+    });
   });
 
   it('gives nothing for a tensor that the output does not depend on', () => {

@@ -13,6 +13,7 @@ export const adamwKernels: Kernels<'adamw'> = {
     const gradient = floats(inputs.gradient);
     const m = floats(inputs.m);
     const v = floats(inputs.v);
+    const rounded = inputs.rounded && floats(inputs.rounded);
     const norm = inputs.squaredNorm && floats(inputs.squaredNorm);
     const { lossScale = 1, clip } = attributes;
     const length = Math.sqrt(norm?.[0] ?? 0) / lossScale;
@@ -29,6 +30,7 @@ export const adamwKernels: Kernels<'adamw'> = {
       m[i] = mi;
       v[i] = vi;
     }
+    rounded?.set(p);
   },
 };
 

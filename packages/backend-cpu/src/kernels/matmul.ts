@@ -5,9 +5,9 @@ import { dense, product, transposed } from './product';
 const SLAB = 2 ** 18;
 
 export const matmulKernels: Kernels<'matmul'> = {
-  /** y[i, j] = sum over k of a[i, k] b[k, j] */
+  /** y[i, j] = sum over k of a[i, k] b[k, j], and plus[i, j] where there is one */
   matmul(inputs, outputs, { transposeA = false, transposeB = false }) {
-    const { a, b } = inputs;
+    const { a, b, plus } = inputs;
     const columns = a.shape.at(-1) ?? 0;
     const rows = a.shape.slice(0, -1).reduce((size, n) => size * n, 1);
     const matrix = dense(readable(a), rows, columns);
@@ -28,6 +28,12 @@ export const matmulKernels: Kernels<'matmul'> = {
       }
     } else {
       product(left, dense(readable(b), bRows, bColumns), y);
+    }
+    if (plus) {
+      const other = readable(plus);
+      for (let i = 0; i < values.length; i++) {
+        values[i] = (values[i] as number) + (other[i] as number);
+      }
     }
     store(values, outputs.y);
   },

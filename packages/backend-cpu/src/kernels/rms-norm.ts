@@ -17,13 +17,14 @@ export const rmsNormKernels: Kernels<'rmsNorm' | 'rmsNormBackward'> = {
   },
 
   /**
-   * dx = r w dy - x r^3 mean(w dy x)
+   * dx = r w dy - x r^3 mean(w dy x), and plus where there is one
    * dw = sum over rows of dy x r
    */
   rmsNormBackward(inputs, outputs, { eps }) {
     const x = floats(inputs.x);
     const w = floats(inputs.weight);
     const dy = floats(inputs.dy);
+    const plus = inputs.plus && floats(inputs.plus);
     const dx = floats(outputs.dx);
     const width = inputs.x.shape.at(-1) ?? 1;
     const dWeight = new Float64Array(w.length);
@@ -40,7 +41,8 @@ export const rmsNormKernels: Kernels<'rmsNorm' | 'rmsNormBackward'> = {
       for (let c = 0; c < width; c++) {
         dx[row + c] =
           r * (w[weight + c] as number) * (dy[row + c] as number) -
-          pull * (x[row + c] as number);
+          pull * (x[row + c] as number) +
+          (plus?.[row + c] ?? 0);
       }
     }
     floats(outputs.dWeight).set(dWeight);

@@ -6,6 +6,7 @@ import {
   DTypeError,
   type HostArray,
   type KernelTable,
+  type ManyKernelTable,
   type MemoryStatistics,
   type OperatorName,
   type Recording,
@@ -26,7 +27,12 @@ import type { Compiler } from './compiler';
 import type { DeviceFacts, Driver } from './driver';
 import { Functions } from './functions';
 import type { KernelCache } from './kernel-cache';
-import { createKernels, type KernelContext, reasonAgainst } from './kernels';
+import {
+  createKernels,
+  createManyKernels,
+  type KernelContext,
+  reasonAgainst,
+} from './kernels';
 import { type Launch, packArguments } from './launch';
 import { Memory, memoryOf } from './memory';
 import { type Product, Products } from './products';
@@ -58,6 +64,7 @@ export class CudaBackend implements Backend, KernelContext {
   readonly chunk = 2048;
   readonly description: string;
   readonly kernels: KernelTable;
+  readonly manyKernels: ManyKernelTable;
   readonly facts: DeviceFacts;
 
   private readonly driver: Driver;
@@ -103,6 +110,7 @@ export class CudaBackend implements Backend, KernelContext {
     const { buffer, byteOffset, byteLength } = driver.argumentBytes;
     this.argumentView = new DataView(buffer, byteOffset, byteLength);
     this.kernels = createKernels(this);
+    this.manyKernels = createManyKernels(this);
   }
 
   /** Device allocations since it was opened: a warm step makes none. */

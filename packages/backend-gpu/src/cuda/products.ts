@@ -48,11 +48,13 @@ export interface Matrix {
   readonly isTransposed?: boolean;
 }
 
-/** `y = a b`: a `[rows, inner]`, b `[inner, columns]`. */
+/** `y = a b + plus`: a `[rows, inner]`, b `[inner, columns]`. */
 export interface Product {
   readonly a: Matrix;
   readonly b: Matrix;
   readonly y: Matrix;
+  /** Lies as y does; 0 when left out. */
+  readonly plus?: Tensor | undefined;
   readonly rows: number;
   readonly columns: number;
   readonly inner: number;
@@ -95,6 +97,7 @@ export class Products {
     const { addressOf } = this;
     const plan = this.plan(product);
     const [first, second, result] = plan.layouts;
+    const { plus } = product;
     const y = addressOf(product.y.tensor);
     const status = this.lt.cublasLtMatmul(
       this.handle,
@@ -104,8 +107,8 @@ export class Products {
       first,
       addressOf(product.a.tensor),
       second,
-      this.zero,
-      y,
+      plus ? this.one : this.zero,
+      plus ? addressOf(plus) : y,
       result,
       y,
       result,

@@ -1,5 +1,4 @@
 import type { AttentionConfig, ModelConfig } from '../model/config';
-import { add } from '../ops/add';
 import { swiglu } from '../ops/swiglu';
 import type { Tensor } from '../tensor';
 import { type LayerContext, linear, norm } from './context';
@@ -24,20 +23,19 @@ export function block(
   weights: Weights,
   config: AttentionConfig,
 ): Tensor {
-  const { scope } = context;
-  const attended = attend(
+  const y = attend(
     context,
     norm(context, x, weights('input_layernorm.weight')),
     partOf(weights, 'self_attn'),
     config,
+    x,
   );
-  const y = scope.run(add, { a: x, b: attended }, {}).y;
-  const fed = feedForward(
+  return feedForward(
     context,
     norm(context, y, weights('post_attention_layernorm.weight')),
     partOf(weights, 'mlp'),
+    y,
   );
-  return scope.run(add, { a: y, b: fed }, {}).y;
 }
 
 export function blockParameters(
@@ -54,11 +52,12 @@ export function blockParameters(
   ];
 }
 
-/** `W_down (silu(W_gate x) * W_up x)`. Source: arXiv 2002.05202. */
+/** `plus + W_down (silu(W_gate x) * W_up x)`. Source: arXiv 2002.05202. */
 function feedForward(
   context: LayerContext,
   x: Tensor,
   weights: Weights,
+  plus: Tensor,
 ): Tensor {
   const { y } = context.scope.run(
     swiglu,
@@ -68,27 +67,31 @@ function feedForward(
     },
     {},
   );
-  return linear(context, y, weights('down_proj.weight'));
+  return linear(context, y, weights('down_proj.weight'), plus);
 }
 
-/** The attention of a layer, whatever its kind. `h [N, hidden]` to the same. */
+/**
+ * The attention of a layer, whatever its kind. `h [N, hidden]` to the same;
+ * `plus`, the residual, is added by the last product.
+ */
 export function attend(
   context: LayerContext,
   h: Tensor,
   weights: Weights,
   config: AttentionConfig,
+  plus?: Tensor,
 ): Tensor {
   switch (config.kind) {
     case 'gqa':
-      return gqa(context, h, weights, config);
+      return gqa(context, h, weights, config, plus);
     case 'mla':
-      return mla(context, h, weights, config);
+      return mla(context, h, weights, config, plus);
     case 'gla':
-      return gla(context, h, weights, config);
+      return gla(context, h, weights, config, plus);
     case 'nsa':
-      return nsa(context, h, weights, config);
+      return nsa(context, h, weights, config, plus);
     case 'linear':
-      return gatedLinear(context, h, weights, config);
+      return gatedLinear(context, h, weights, config, plus);
   }
 }
 

@@ -90,13 +90,14 @@ export function project(
   return y.reshape([x.shape[0] ?? 0, (weight.shape[0] ?? 0) / width, width]);
 }
 
-/** `W x`, `[N, out]`. */
+/** `W x`, or `W x + plus`, `[N, out]`. */
 export function linear(
   { scope }: Pick<LayerContext, 'scope'>,
   x: Tensor,
   weight: Tensor,
+  plus?: Tensor,
 ): Tensor {
-  return scope.run(matmul, { a: x, b: weight }, { transposeB: true }).y;
+  return scope.run(matmul, { a: x, b: weight, plus }, { transposeB: true }).y;
 }
 
 /** RMSNorm over the last axis of x. */

@@ -39,6 +39,7 @@ export function gatedLinear(
   h: Tensor,
   weights: Weights,
   { heads, keyWidth, valueWidth, chunk, temperature }: LinearConfig,
+  plus?: Tensor,
 ): Tensor {
   const { scope, past } = context;
   const rows = h.shape[0] ?? 0;
@@ -67,5 +68,5 @@ export function gatedLinear(
   const gate = linear(context, h, weights('gate_proj.weight'));
   const normed = joinHeads(norm(context, o, weights('o_norm.weight')));
   const { y } = scope.run(swiglu, { gate, up: normed }, {});
-  return linear(context, y, weights('o_proj.weight'));
+  return linear(context, y, weights('o_proj.weight'), plus);
 }

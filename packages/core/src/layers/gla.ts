@@ -62,6 +62,7 @@ export function gla(
   h: Tensor,
   weights: Weights,
   config: GlaConfig,
+  plus?: Tensor,
 ): Tensor {
   const { scope, past } = context;
   const { groups, compression, selection } = config;
@@ -142,5 +143,5 @@ export function gla(
     },
     {},
   ).y;
-  return linear(context, joinHeads(values(o)), weights('o_proj.weight'));
+  return linear(context, joinHeads(values(o)), weights('o_proj.weight'), plus);
 }

@@ -25,6 +25,7 @@ export function gqa(
   h: Tensor,
   weights: Weights,
   { headWidth, window }: GqaConfig,
+  plus?: Tensor,
 ): Tensor {
   const { scope, past, rotate } = context;
   const head = (name: string) =>
@@ -44,5 +45,5 @@ export function gqa(
       window,
     },
   );
-  return linear(context, joinHeads(o), weights('o_proj.weight'));
+  return linear(context, joinHeads(o), weights('o_proj.weight'), plus);
 }

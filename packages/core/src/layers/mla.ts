@@ -28,6 +28,7 @@ export function mla(
   h: Tensor,
   weights: Weights,
   config: MlaConfig,
+  plus?: Tensor,
 ): Tensor {
   const { scope, past } = context;
   const { qC, qR } = latentQueries(context, h, weights, config);
@@ -49,5 +50,5 @@ export function mla(
       window: config.window,
     },
   );
-  return linear(context, joinHeads(values(o)), weights('o_proj.weight'));
+  return linear(context, joinHeads(values(o)), weights('o_proj.weight'), plus);
 }

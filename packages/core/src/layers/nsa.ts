@@ -71,6 +71,7 @@ export function nsa(
   h: Tensor,
   weights: Weights,
   config: NsaConfig,
+  plus?: Tensor,
 ): Tensor {
   const { scope, past, rotate } = context;
   const { headWidth, window, selection, compression } = config;
@@ -129,7 +130,7 @@ export function nsa(
     },
     {},
   ).y;
-  return linear(context, joinHeads(o), weights('o_proj.weight'));
+  return linear(context, joinHeads(o), weights('o_proj.weight'), plus);
 }
 
 /** K/V of each branch: the same rows for all, or rows of its own. */

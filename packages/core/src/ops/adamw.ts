@@ -22,8 +22,10 @@ export interface AdamwAttributes {
  * One step of AdamW in place: `p -= lr wd p`, `m`, `v` moving averages,
  * `p -= lr m^ / (sqrt(v^) + eps)`. With `clip`, the gradient is first scaled by
  * `min(1, clip / (sqrt(squaredNorm) + 1e-6))`. Both are taken as divided by
- * `lossScale` (its square). `parameter`, `gradient`, `m`, `v` have one shape;
- * `squaredNorm [1]` f32 (f64). Source: arXiv 1711.05101.
+ * `lossScale` (its square). `parameter`, `m` and `v` have one type; the gradient
+ * may have another one, and so may `rounded`, a copy of the parameter for the
+ * forward pass, which is written too. All have one shape; `squaredNorm [1]` f32
+ * (f64). Source: arXiv 1711.05101.
  */
 export const adamw: Operator<
   {
@@ -32,16 +34,20 @@ export const adamw: Operator<
     m: Tensor;
     v: Tensor;
     squaredNorm?: Tensor;
+    rounded?: Tensor;
   },
   Record<never, Tensor>,
   AdamwAttributes
 > = {
   name: 'adamw',
-  mutates: ['parameter', 'm', 'v'],
-  infer({ parameter, gradient, m, v, squaredNorm }, attributes) {
-    const dtype = rules.floats({ parameter, gradient, m, v });
-    for (const [name, spec] of Object.entries({ gradient, m, v })) {
-      rules.shape(name, spec, parameter.shape);
+  mutates: ['parameter', 'm', 'v', 'rounded'],
+  infer({ parameter, gradient, m, v, squaredNorm, rounded }, attributes) {
+    const dtype = rules.floats({ parameter, m, v });
+    for (const [name, spec] of Object.entries({ gradient, m, v, rounded })) {
+      if (spec) {
+        rules.floats({ [name]: spec });
+        rules.shape(name, spec, parameter.shape);
+      }
     }
     const { step, clip, lossScale = 1, ...numbers } = attributes;
     rules.positive('step', step);

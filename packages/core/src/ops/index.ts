@@ -27,7 +27,7 @@ import {
 } from './head-matmul';
 import { linearAttention, linearAttentionBackward } from './linear-attention';
 import { matmul } from './matmul';
-import type { KernelOf } from './operator';
+import type { KernelOf, ManyKernelOf } from './operator';
 import { rmsNorm, rmsNormBackward } from './rms-norm';
 import { rope } from './rope';
 import { sample } from './sample';
@@ -85,6 +85,11 @@ export type KernelTable = {
   readonly [Name in OperatorName]?: KernelOf<(typeof operators)[Name]>;
 };
 
+/** Kernels of many calls, by operator. */
+export type ManyKernelTable = {
+  readonly [Name in OperatorName]?: ManyKernelOf<(typeof operators)[Name]>;
+};
+
 export type { AttentionAttributes } from './attention';
 export type {
   AttentionGradients,
@@ -98,6 +103,8 @@ export type {
   InputGradients,
   Kernel,
   KernelOf,
+  ManyKernel,
+  ManyKernelOf,
   Operator,
 } from './operator';
 export type { RopeStyle } from './rope';

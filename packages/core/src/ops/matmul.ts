@@ -10,19 +10,20 @@ export interface MatmulAttributes {
 }
 
 /**
- * `y = A B`, sums in f32 or better. `a [..., M, K]` counts as the matrix of
+ * `y = A B`, or `A B + plus`, sums in f32 or better. `a [..., M, K]` counts as the matrix of
  * its last axis and all others flattened; `b` has two axes. A linear layer
  * with weights `[out, in]` is `transposeB`; `transposeA` gives `[K, N]` from
- * `a [M, K]`, `b [M, N]`.
+ * `a [M, K]`, `b [M, N]`. `plus` has the shape of y: a residual connection, or a
+ * gradient that grows.
  */
 export const matmul: Operator<
-  { a: Tensor; b: Tensor },
+  { a: Tensor; b: Tensor; plus?: Tensor },
   { y: Tensor },
   MatmulAttributes
 > = {
   name: 'matmul',
-  infer({ a, b }, { transposeA = false, transposeB = false }) {
-    const dtype = rules.floats({ a, b });
+  infer({ a, b, plus }, { transposeA = false, transposeB = false }) {
+    const dtype = rules.floats({ a, b, plus });
     const [rows, columns] = flatten(a.shape);
     const [b0, b1] = rules.extents('b', b, 2);
     const inner = transposeA ? rows : columns;
@@ -32,30 +33,43 @@ export const matmul: Operator<
       );
     }
     const outer = transposeA ? [columns] : a.shape.slice(0, -1);
-    return { y: { shape: [...outer, transposeB ? b0 : b1], dtype } };
+    const shape = [...outer, transposeB ? b0 : b1];
+    if (plus) rules.shape('plus', plus, shape);
+    return { y: { shape, dtype } };
   },
-  gradient(scope, { inputs, attributes, gradients, wants }) {
+  gradient(scope, { inputs, attributes, gradients, wants, accumulated }) {
     const dy = gradients.y;
     if (!dy) return {};
-    const { a, b } = inputs;
+    const { a, b, plus } = inputs;
+    const before = (name: 'a' | 'b') => {
+      const sum = accumulated(name);
+      return sum && asMatrix(sum);
+    };
     const { transposeA = false, transposeB = false } = attributes;
-    const product = (x: Tensor, y: Tensor, tx: boolean, ty: boolean) =>
+    const product = (
+      of: 'a' | 'b',
+      x: Tensor,
+      y: Tensor,
+      tx: boolean,
+      ty: boolean,
+    ) =>
       scope.run(
         matmul,
-        { a: asMatrix(x), b: asMatrix(y) },
+        { a: asMatrix(x), b: asMatrix(y), plus: before(of) },
         { transposeA: tx, transposeB: ty },
       ).y;
     return {
       a: !wants('a')
         ? undefined
         : transposeA
-          ? product(b, dy, transposeB, true)
-          : product(dy, b, false, !transposeB),
+          ? product('a', b, dy, transposeB, true)
+          : product('a', dy, b, false, !transposeB),
       b: !wants('b')
         ? undefined
         : transposeB
-          ? product(dy, a, true, transposeA)
-          : product(a, dy, !transposeA, false),
+          ? product('b', dy, a, true, transposeA)
+          : product('b', a, dy, !transposeA, false),
+      plus: plus && dy,
     };
   },
 };

@@ -20,6 +20,12 @@ export interface GradientCall<Inputs, Outputs, Attributes> {
   readonly gradients: { readonly [Name in keyof Outputs]?: Tensor | undefined };
   /** Whether anyone wants the gradient of this input. */
   wants(name: keyof Inputs): boolean;
+  /**
+   * What other uses of this input have given so far, where it is wanted. A rule
+   * that asks for it must add it to the gradient that it gives: operators that
+   * can add on the way spare the sum's own pass over memory.
+   */
+  accumulated(name: keyof Inputs): Tensor | undefined;
 }
 
 /** The gradients of the inputs, by name; none for constants and indices. */
@@ -48,6 +54,20 @@ export type Kernel<Inputs, Outputs, Attributes> = (
   outputs: Outputs,
   attributes: Attributes,
 ) => void;
+
+/** Runs many calls of one operator, as if one after another. */
+export type ManyKernel<Inputs, Outputs, Attributes> = (
+  calls: readonly {
+    readonly inputs: Inputs;
+    readonly outputs: Outputs;
+    readonly attributes: Attributes;
+  }[],
+) => void;
+
+export type ManyKernelOf<T> =
+  T extends Operator<infer Inputs, infer Outputs, infer Attributes>
+    ? ManyKernel<Inputs, Outputs, Attributes>
+    : never;
 
 /** The kernel type that belongs to an operator. */
 export type KernelOf<T> =

@@ -25,27 +25,29 @@ export const rmsNorm: Operator<
     rules.finite('eps', eps);
     return { y: { shape: x.shape, dtype } };
   },
-  gradient(scope, { inputs, attributes, gradients }) {
+  gradient(scope, { inputs, attributes, gradients, accumulated }) {
     if (!gradients.y) return {};
     const { dx, dWeight } = scope.run(
       rmsNormBackward,
-      { ...inputs, dy: gradients.y },
+      { ...inputs, dy: gradients.y, plus: accumulated('x') },
       attributes,
     );
     return { x: dx, weight: dWeight };
   },
 };
 
+/** The gradients; `plus` of x's shape, its other uses' gradient, is added to dx. */
 export const rmsNormBackward: Operator<
-  { x: Tensor; weight: Tensor; dy: Tensor },
+  { x: Tensor; weight: Tensor; dy: Tensor; plus?: Tensor },
   { dx: Tensor; dWeight: Tensor },
   RmsNormAttributes
 > = {
   name: 'rmsNormBackward',
-  infer({ x, weight, dy }) {
-    const dtype = rules.floats({ x, weight, dy });
+  infer({ x, weight, dy, plus }) {
+    const dtype = rules.floats({ x, weight, dy, plus });
     suffix(x, weight);
     rules.shape('dy', dy, x.shape);
+    if (plus) rules.shape('plus', plus, x.shape);
     return {
       dx: { shape: x.shape, dtype },
       dWeight: { shape: weight.shape, dtype },

@@ -65,18 +65,22 @@ export class AdamW {
   /** The squared global norm of gradients, `[1]`; the scope's. */
   squaredNorm(scope: Scope, gradients: Gradients): Tensor {
     const total = zeros(scope, { shape: [1] }, statisticType(this.model.dtype));
-    for (const x of gradients.values())
-      scope.run(squaredNorm, { x, total }, {});
+    const calls = [...gradients.values()].map((x) => ({
+      inputs: { x, total },
+      attributes: {},
+    }));
+    scope.runMany(squaredNorm, calls);
     return total;
   }
 
   /**
-   * One step. Gradients are of the masters' type.
+   * Prepares one step, which happens when the result is called: the device need
+   * not wait for the host. Gradients are of the masters' type or of the model's.
    * @param step counts from 1.
    * @param norm what `squaredNorm` gave.
    * @param lossScale what gradients and norm are multiplied with.
    */
-  update(
+  prepareUpdate(
     gradients: Gradients,
     norm: Tensor,
     {
@@ -84,27 +88,28 @@ export class AdamW {
       learningRate,
       lossScale,
     }: { step: number; learningRate: number; lossScale?: number },
-  ): void {
+  ): () => void {
     const scope = new Scope(this.model.backend);
     const { decay: _, weightDecay, ...constants } = this.options;
-    for (const [name, gradient] of gradients) {
+    const { parameters } = this.model;
+    const hasMasters = this.masters !== parameters;
+    const calls = [...gradients].flatMap(([name, gradient]) => {
       const parameter = this.masters.get(name);
-      const m = this.m.get(name);
-      const v = this.v.get(name);
-      if (!parameter || !m || !v) continue;
-      scope.run(
-        adamw,
-        { parameter, gradient, m, v, squaredNorm: norm },
-        {
+      const [m, v] = [this.m.get(name), this.v.get(name)];
+      if (!parameter || !m || !v) return [];
+      const rounded = hasMasters ? parameters.get(name) : undefined;
+      return {
+        inputs: { parameter, gradient, m, v, rounded, squaredNorm: norm },
+        attributes: {
           ...constants,
           step,
           learningRate,
           lossScale,
           weightDecay: this.decaying.has(name) ? weightDecay : 0,
         },
-      );
-    }
-    this.roundMasters();
+      };
+    });
+    return scope.prepareMany(adamw, calls);
   }
 
   /** Rounds the masters into a 16-bit model; nothing to do for others. */

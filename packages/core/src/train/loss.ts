@@ -80,21 +80,22 @@ export function backpropagate(
 }
 
 /**
- * Adds gradients to a running sum in f32 (f64). Takes `gradients` over: they
- * end in the sum or are freed.
+ * Adds gradients to a running sum in f32 (f64); a first one stays as it is. Takes
+ * `gradients` over: they end in the sum or are freed.
  */
 export function accumulate(sum: Gradients, gradients: Gradients): void {
   for (const [name, gradient] of gradients) {
+    const before = sum.get(name);
+    if (!before) {
+      sum.set(name, gradient);
+      continue;
+    }
     const scope = new Scope(gradient.backend);
     try {
-      const wide = widen(scope, gradient);
-      const before = sum.get(name);
-      const total = before
-        ? scope.run(add, { a: before, b: wide }, {}).y
-        : wide;
-      sum.set(name, scope.keep(total));
-      before?.free();
-      if (total !== gradient) gradient.free();
+      const [a, b] = [widen(scope, before), widen(scope, gradient)];
+      sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
+      before.free();
+      gradient.free();
     } finally {
       scope.free();
     }

@@ -258,13 +258,15 @@ export class Trainer {
         accumulate(sum, gradients);
       }
       const norm = this.optimizer.squaredNorm(scope, sum);
+      const scaled = { ...at, lossScale };
+      const update = this.optimizer.prepareUpdate(sum, norm, scaled);
       const loss = (await total(scope, parts)) / targets;
       const squared = (await scope.read(norm))[0] ?? 0;
       const gradientNorm = Math.sqrt(squared) / scale;
       const isOverflow = Number.isFinite(loss) && !Number.isFinite(squared);
       if (isOverflow && this.lossScale?.shrink()) return undefined;
       this.checkLoss(at.step, loss, gradientNorm);
-      this.optimizer.update(sum, norm, { ...at, lossScale });
+      update();
       this.lossScale?.grow();
       return { loss, gradientNorm, ...(lossScale && { lossScale }) };
     } finally {

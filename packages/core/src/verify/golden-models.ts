@@ -227,7 +227,7 @@ async function compareTraining(
       const { loss, gradients } = backpropagate(model, examples, share);
       const scope = new Scope(model.backend);
       const norm = optimizer.squaredNorm(scope, gradients);
-      optimizer.update(gradients, norm, { step, learningRate });
+      optimizer.prepareUpdate(gradients, norm, { step, learningRate })();
       scope.free();
       loss.free();
       freeAll(gradients);

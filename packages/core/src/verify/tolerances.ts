@@ -248,6 +248,7 @@ const table: Readonly<Record<OperatorName, Tolerance>> = {
     rounds: 1,
     magnitude: ({ inputs: { parameter, m, v } }) => ({
       parameter: rms(parameter),
+      rounded: rms(parameter),
       m: rms(m),
       v: rms(v),
     }),

@@ -106,6 +106,18 @@ describe("cuts of Hopper's kernels", () => {
     }
   });
 
+  it('take odd widths forward and in ranking', () => {
+    for (const [of, latent] of [
+      [shape(56, 32, 56), true],
+      [shape(72, 0, 72), false],
+    ] as const) {
+      const [forward, queries, keys, ranking] = cuts(of, latent, view());
+      expect(forward).toBeDefined();
+      expect(ranking).toBeDefined();
+      expect([queries, keys]).toEqual([undefined, undefined]);
+    }
+  });
+
   it("cut a window's walk with little waste", () => {
     const keys = (window: number) =>
       hopperForwardCut(shape(128, 0, 128), false, view({ window }), facts)
@@ -126,7 +138,7 @@ describe("cuts of Hopper's kernels", () => {
     for (const of of [
       shape(48, 0, 48),
       shape(256, 0, 128),
-      shape(72, 0, 72),
+      shape(72, 4, 72),
       { ...usual, dtype: 'f32' as const },
     ]) {
       expect(cuts(of, false, view()).slice(0, 4)).toEqual(none.slice(0, 4));

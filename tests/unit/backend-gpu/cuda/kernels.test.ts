@@ -59,7 +59,7 @@ const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
-  adamw: [{ T: 'f32' }],
+  adamw: [{ T: 'f32', G: 'bf16', R: 'bf16', MOST: 64 }],
   add: [{ T: 'bf16' }],
   'attention-backward-keys': [
     { T: 'bf16', VIEW: 'SELECTED', ...wide },
@@ -209,19 +209,30 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...dense, ...hopper },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
     },
+    {
+      ...{ ...narrow, ...hopper, STAGES: 3, UNIT: 4 },
+      ...{ VIEW: 'COMPRESSED', BLOCK: 1 },
+    },
   ],
   'hopper-importance': [
-    ...[{ ...grouped, STAGES: 4 }, latent].map((form) => ({
-      ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
-      ...{ VIEW: 'COMPRESSED', BLOCK: 1, BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
-    })),
-  ],
+    { ...grouped, STAGES: 4, LEADER_ROWS: 16 },
+    { ...latent, LEADER_ROWS: 16 },
+    { ...latent, LEADER_ROWS: 8 },
+    { ...narrow, STAGES: 4, LEADER_ROWS: 4 },
+  ].map((form) => ({
+    ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
+    ...{ UNIT: form.LEADER_ROWS, VIEW: 'COMPRESSED', BLOCK: 1 },
+    ...{ BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+  })),
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },
     { T: 'f32', PLACES: 64 },
   ],
   'rms-norm': [
     { T: 'bf16', LANES: 32, HELD: 4 },
+    { T: 'bf16', LANES: 32, HELD: 4, PLUS: 1 },
+    { T: 'bf16', LANES: 32, HELD: 8, PLUS: 1 },
+    { T: 'f32', LANES: 32, HELD: 4, PLUS: 1 },
     { T: 'bf16', LANES: 32, HELD: 8 },
     { T: 'f32', LANES: 32, HELD: 4 },
     { T: 'bf16', LANES: 8, HELD: 1 },
@@ -230,7 +241,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   rows: [{ T: 'bits16' }, { T: 'bits128' }],
   sample: [{ T: 'f32' }],
   'select-blocks': [{ T: 'bf16' }, { T: 'f32' }],
-  'squared-norm': [{ T: 'bf16' }],
+  'squared-norm': [{ T: 'bf16', MOST: 128 }],
   swiglu: [{ T: 'bf16' }],
   'transpose-heads': [{ T: 'bf16' }],
 };

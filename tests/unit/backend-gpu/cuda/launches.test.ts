@@ -42,7 +42,12 @@ describe.skipIf(!isLinux)('launches of a training step', () => {
       await trainer.step().catch(() => {});
       expect(cuda.refused).toBeUndefined();
       expect(trainer.steps).toBe(1);
-      expect(cuda.ran.at(-1)).toBe('cast');
+      expect(cuda.ran.at(-1)).toBe('adamw');
+      if (name === '340m-full') {
+        // Residuals, and gradients of what several layers read, are added by
+        // the products and norms that make them.
+        expect(cuda.ran).not.toContain('add');
+      }
       await backend.destroy();
     },
   );

@@ -1,4 +1,4 @@
-import type { DType, KernelTable, Tensor } from '@asa/core';
+import type { DType, KernelTable, ManyKernelTable, Tensor } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { type Grid, i64, type Launch } from '../launch';
 import type { Product } from '../products';
@@ -19,6 +19,11 @@ export interface KernelContext {
 /** Some kernels, each of its operator's type. */
 export type Kernels<Name extends keyof KernelTable> = Required<
   Pick<KernelTable, Name>
+>;
+
+/** The same, of many calls at once. */
+export type ManyKernels<Name extends keyof ManyKernelTable> = Required<
+  Pick<ManyKernelTable, Name>
 >;
 
 /** The extent of an axis of checked operands. */

@@ -188,7 +188,9 @@ export function importanceTile(
   attributes: RankingAttributes,
   leaders: number,
   { sharedBytes }: DeviceFacts,
-): (FlashTile & { headTiles: number; leaders: number }) | undefined {
+):
+  | (FlashTile & { headTiles: number; leaders: number; share: number })
+  | undefined {
   if (!isFlashShape({ ...shape, valueWidth: 16 })) return undefined;
   const { groups, length, stride, blockSize } = attributes;
   const share = shape.heads / groups;
@@ -212,6 +214,7 @@ export function importanceTile(
     blocks: columns > 128 ? 2 : 3,
     sharedBytes: needed,
     headTiles,
+    share,
     leaders: rows / 16 / headTiles,
   };
 }

@@ -24,6 +24,11 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
   Copies copies = {0};
   Turn turn = {0, 0};
   unsigned parity = 0;
+  clearBehind<ROWS, WIDTH + ROPE>(tileQ);
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    clearBehind<N, WIDTH + ROPE>(stagesK + n * KEYS_SIZE);
+  }
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
@@ -153,7 +158,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Whole whole;
     whole.set(u, tile, 64 * group);
     Softmax softmax = {{-INFINITE, -INFINITE}, {0, 0}, {1, 1}};
-    float sums[VALUE / 8][4];
+    // Sums of columns behind the values are of no use.
+    float sums[VALUES / 8][4];
     await(&barriers.queries, parity);
     if (tile.first < tile.end) {
       float scores[N / 8][4];
@@ -206,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           wgmmaWait<0>();
           hold(sums);
 #pragma unroll
-          for (int n = 0; n < VALUE / 8; n++) {
+          for (int n = 0; n < VALUES / 8; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) sums[n][e] *= softmax.fade[e / 2];
           }
@@ -241,7 +247,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       i64 index = tile.indexOf(u, row + 8 * half);
       emitRow(sums, half, all == 0 ? 0 : 1 / all,
               [&](int c, unsigned low, unsigned high) {
-                if (index >= 0) storeFour(o + index * VALUE + c, low, high);
+                bool isValue = index >= 0 && c < VALUE;
+                if (isValue) storeFour(o + index * VALUE + c, low, high);
               });
       if (laneColumn() > 0 || index < 0) continue;
       lse[index] =

@@ -1,12 +1,16 @@
-// The importance of blocks as flash-importance.cu, on Hopper: a warp has a
-// leader's 16 heads, and its warpgroup's product the leaders of four warps.
+// The importance of blocks as flash-importance.cu, on Hopper: a warp's 16 rows
+// are the heads of one leader, of two or of four, and its warpgroup's product has
+// the leaders of four warps.
 #include "hopper.cuh"
 #include "ranks.cuh"
 
 /** l' / d and l / d. */
 constexpr int M = BLOCK_STRIDES;
 constexpr int K = LENGTH_STRIDES;
-constexpr int LEADERS = ROWS / 16;
+/** Rows of a leader, 4, 8 or 16, and leaders of a warp. */
+constexpr int SHARE = LEADER_ROWS;
+constexpr int PACKED = 16 / SHARE;
+constexpr int LEADERS = ROWS / SHARE;
 /** Probabilities of the tile before that a block may need. */
 constexpr int CARRY = 32;
 constexpr int KEYS_SIZE = tileSize(N, KEY);
@@ -41,9 +45,10 @@ struct LeaderTile {
   __device__ int past() const { return s.keyCount - s.queryCount; }
   /** The number of row i in q; -1 for none. */
   __device__ int indexOf(const Call &u, int i) const {
-    int t = (leader + i / 16) * u.sharing;
-    bool isRow = i % 16 < UNIT && t >= past() && t < s.keyCount;
-    return isRow ? (s.queryStart + t - past()) * u.heads + group * UNIT + i % 16
+    int t = (leader + i / SHARE) * u.sharing;
+    int head = i % SHARE;
+    bool isRow = head < UNIT && t >= past() && t < s.keyCount;
+    return isRow ? (s.queryStart + t - past()) * u.heads + group * UNIT + head
                  : -1;
   }
 };
@@ -54,6 +59,11 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
   Copies copies = {0};
   Turn turn = {0, 0};
   unsigned parity = 0;
+  clearBehind<ROWS, WIDTH + ROPE>(tileQ);
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    clearBehind<N, WIDTH + ROPE>(stages + n * KEYS_SIZE);
+  }
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
@@ -81,21 +91,39 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
   copies.announce<0>();
 }
 
+/** p of a tile's keys, behind the last ones of the tile before. */
+typedef float Window[CARRY + N];
+
 /**
- * The sums over a warp's rows of 64 columns: of the lanes with the same columns
- * each ends with two of them, lane row g with 8 g + laneColumn() and the next.
+ * The sums over each leader's rows of 64 columns, to the windows of the warp's
+ * leaders: of the lanes with the same columns each ends with some of them.
  */
-__device__ inline float2 sumRows(const float (&p)[N / 8][4], int first) {
-  float x[16];
+__device__ inline void sumRows(const float (&p)[N / 8][4], int first,
+                               Window *windows) {
+  int row = laneRow();
 #pragma unroll
-  for (int i = 0; i < 16; i++) {
-    const float(&four)[4] = p[first / 8 + i / 2];
-    x[i] = four[i % 2] + four[2 + i % 2];
+  for (int half = 0; half < (PACKED == 1 ? 1 : 2); half++) {
+    float x[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const float(&four)[4] = p[first / 8 + i / 2];
+      x[i] = PACKED == 1 ? four[i % 2] + four[2 + i % 2] : four[2 * half + i % 2];
+    }
+    if (PACKED == 4) {
+      // Rows 0 to 3 and 4 to 7 are two leaders': those lanes stay apart.
+      halve<8, 8>(x);
+      halve<4, 4>(x);
+      float *to = windows[2 * half + row / 4] + CARRY + first + laneColumn();
+      *(float2 *)(to + row % 4 * 16) = make_float2(x[0], x[1]);
+      *(float2 *)(to + row % 4 * 16 + 8) = make_float2(x[2], x[3]);
+    } else {
+      halve<8>(x);
+      halve<4>(x);
+      halve<2>(x);
+      float *to = windows[half] + CARRY + first + laneColumn();
+      *(float2 *)(to + row * 8) = make_float2(x[0], x[1]);
+    }
   }
-  halve<8>(x);
-  halve<4>(x);
-  halve<2>(x);
-  return make_float2(x[0], x[1]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -105,8 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // Each is followed by those of places that are free again.
   __shared__ Mbarrier queries[2];
   __shared__ Mbarrier keys[2 * STAGES];
-  // p of a tile's keys, behind the last ones of the tile before.
-  __shared__ float windows[LEADERS][CARRY + N];
+  __shared__ Window windows[LEADERS];
   T *tileQ = tilesIn(memory);
   T *stages = tileQ + tileSize(ROWS, KEY);
   int group = warpgroup();
@@ -128,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
-  float *window = windows[warp] + CARRY;
+  Window *own = windows + warp * PACKED;
   float scale = u.scale * LOG2_E;
   MatrixPlace placeQ = placeOf<ROWS>(tileQ) + 64 * group * 128 / 16;
   MatrixPlace placeK = placeOf<N>(stages);
@@ -137,20 +164,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
-    int t = (tile.leader + warp) * u.sharing;
-    bool isHere = t >= tile.past() && tile.leader + warp <= tile.last;
-    int seen = lastSeen(u, t) + 1;
+    int leader = tile.leader + warp * PACKED;
+    int seenByAll = lastSeen(u, leader * u.sharing) + 1;
     float log[2];
+    int seen[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      int index = tile.indexOf(u, 16 * warp + laneRow() + 8 * half);
+      int i = laneRow() + 8 * half;
+      seen[half] = lastSeen(u, (leader + i / SHARE) * u.sharing) + 1;
+      int index = tile.indexOf(u, 16 * warp + i);
       float known = index < 0 ? -INFINITE : lse[index];
       // Of a row that is none every probability is 2^-inf.
       log[half] = known == -INFINITE ? INFINITE : known * LOG2_E;
     }
-    window[lane - CARRY] = 0;
-    i64 row = ranks.rowOf(tile.s, tile.number + warp, tile.sequence) *
-                  ranks.groups + tile.group;
+#pragma unroll
+    for (int n = 0; n < PACKED; n++) own[n][lane] = 0;
     await(queries, parity);
     parity ^= 1;
     for (int base = 0; base < tile.end; base += N) {
@@ -172,36 +200,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           p[n][e] = exp2Fast(p[n][e] * scale - log[e / 2]);
         }
       }
-      if (base + N > seen) {
+      if (base + N > seenByAll) {
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
 #pragma unroll
           for (int e = 0; e < 4; e++) {
-            if (base + 8 * n + laneColumn() + e % 2 >= seen) p[n][e] = 0;
+            int key = base + 8 * n + laneColumn() + e % 2;
+            if (key >= seen[e / 2]) p[n][e] = 0;
           }
         }
       }
 #pragma unroll
-      for (int first = 0; first < N; first += 64) {
-        float2 sums = sumRows(p, first);
-        *(float2 *)(window + first + 8 * laneRow() + laneColumn()) = sums;
-      }
+      for (int first = 0; first < N; first += 64) sumRows(p, first, own);
       __syncwarp();
       // P[j] = sum over m < l'/d, k < l/d of p[(l'/d) j + m - k]
 #pragma unroll
-      for (int at = lane; at < N / M; at += 32) {
+      for (int x = lane; x < PACKED * (N / M); x += 32) {
+        int n = x / (N / M);
+        int at = x % (N / M);
+        int t = (leader + n) * u.sharing;
         int j = base / M + at;
+        bool isHere = t >= tile.past() && leader + n <= tile.last;
         if (!isHere || j * u.blockSize > t) continue;
+        const float *window = own[n] + CARRY;
         float sum = 0;
 #pragma unroll
         for (int offset = 1 - K; offset < M; offset++) {
           int pairs = min(M - 1, offset + K - 1) - max(0, offset) + 1;
           sum += pairs * window[at * M + offset];
         }
+        i64 row = ranks.rowOf(tile.s, tile.number + warp * PACKED + n,
+                              tile.sequence) * ranks.groups + tile.group;
         importance[row * ranks.places + j] = sum;
       }
       __syncwarp();
-      window[lane - CARRY] = window[N - CARRY + lane];
+#pragma unroll
+      for (int n = 0; n < PACKED; n++) own[n][lane] = own[n][N + lane];
     }
   }
 }

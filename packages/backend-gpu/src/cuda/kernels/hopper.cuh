@@ -121,7 +121,7 @@ __device__ inline void operandsOf(unsigned (&p)[DEPTH][4],
 /** The widest copy from a column on: within a chunk, of 2^n pieces. */
 __device__ constexpr int copyWidth(int first, int columns) {
   int most = 64 - first % 64 < columns ? 64 - first % 64 : columns;
-  return most >= 64 ? 64 : most >= 32 ? 32 : 16;
+  return most >= 64 ? 64 : most >= 32 ? 32 : most >= 16 ? 16 : 8;
 }
 
 /**
@@ -161,6 +161,20 @@ __device__ inline void copyTile(T *tile, const T *from, int stride, int base,
   int count = end - base;
   copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
                                     [&](int i) { return i < count ? i : -1; });
+}
+
+/**
+ * Columns of COUNT rows from FIRST on are 0, as products take 16 at a time: no
+ * copy writes there. The warpgroup that copies does it, before it announces any.
+ */
+template <int COUNT, int FIRST> __device__ inline void clearBehind(T *tile) {
+  if constexpr (FIRST % 16 > 0) {
+    static_assert(FIRST % 16 == 8, "one piece a row");
+    for (int i = threadIdx.x % GROUP; i < COUNT; i += GROUP) {
+      T *row = tile + FIRST / 64 * COUNT * 64 + i * 64;
+      *(int4 *)(row + (FIRST % 64 / 8 ^ i % 8) * 8) = make_int4(0, 0, 0, 0);
+    }
+  }
 }
 
 /** A place in a ring of STAGES tiles, and the parity of its phase. */

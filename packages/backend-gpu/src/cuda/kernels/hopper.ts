@@ -27,6 +27,9 @@ const IN_USE = {
   keys: true,
 };
 
+/** What widths are multiples of, forward and in ranking: 16 leaves odd ones out. */
+const ODD = 8;
+
 const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
 const warpsOf = (rows: number) => rows / 16 + 4;
@@ -35,15 +38,16 @@ const SPARE_BYTES = 1024 + 256;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
 
+/** @param unit what widths must be multiples of: 16, or 8 and filled up with 0. */
 function isHopperKey(
   shape: AttentionShape,
   { capability }: DeviceFacts,
+  unit = 16,
 ): boolean {
   const { width, ropeWidth, valueWidth } = shape;
   const keyWidth = width + ropeWidth;
   const isWidth = keyWidth >= 64 && keyWidth <= 192;
-  // A product takes 16 columns at a time.
-  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % 16 === 0);
+  const isWhole = [width, ropeWidth, valueWidth].every((n) => n % unit === 0);
   return capability === 90 && isFlashShape(shape) && isWidth && isWhole;
 }
 
@@ -69,7 +73,9 @@ export function hopperForwardCut(
   facts: DeviceFacts,
 ): HopperCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
-  const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
+  // Sums are of 16 columns at a time.
+  const values = 16 * Math.ceil(valueWidth / 16);
+  const fits = isHopperKey(shape, facts, ODD) && isHopperValue(values);
   // One warpgroup would have nothing to do.
   if (
     !IN_USE.forward ||
@@ -274,29 +280,41 @@ function backwardCut(
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
 }
 
+/** Few heads of several leaders share a warp's 16 rows. */
+const PACKS_LEADERS = true;
+
+export interface RankingCut extends HopperCut {
+  /** Rows that each leader has. */
+  readonly leaderRows: number;
+}
+
 /**
- * The cut of ranking, 16 heads of a leader for a warp; none where it is for
- * other kernels.
- * @param tile the cut of those, which tells what else it is for.
+ * The cut of ranking, for a warp the heads of one leader, two or four; none where
+ * it is for other kernels.
+ * @param tile the cut of those, which tells what else it is for, and heads of a
+ *   group.
  */
 export function hopperImportanceCut(
   shape: AttentionShape,
-  tile: { readonly headTiles: number } | undefined,
+  tile: { readonly headTiles: number; readonly share?: number } | undefined,
   facts: DeviceFacts,
-): HopperCut | undefined {
+): RankingCut | undefined {
   if (!IN_USE.importance || tile?.headTiles !== 1) return undefined;
-  if (!isHopperKey(shape, facts)) return undefined;
+  if (!isHopperKey(shape, facts, ODD)) return undefined;
   // Scores alone leave registers for as many warps as there can be.
   const [rows, keys] = [256, 128];
+  const { share = 16 } = tile;
+  const few = share <= 4 ? 4 : share <= 8 ? 8 : 16;
+  const leaderRows = PACKS_LEADERS ? few : 16;
   const columns = wholeChunks(shape.width + shape.ropeWidth);
-  const tables = (rows / 16) * (32 + keys) * 4;
+  const tables = (rows / leaderRows) * (32 + keys) * 4;
   const bytesOf = (stages: number) =>
     2 * columns * (rows + stages * keys) + SPARE_BYTES;
   const stages = [4, 3, 2].find(
     (n) => bytesOf(n) + tables <= facts.sharedBytes,
   );
   if (stages === undefined) return undefined;
-  return { rows, keys, stages, sharedBytes: bytesOf(stages) };
+  return { rows, keys, stages, sharedBytes: bytesOf(stages), leaderRows };
 }
 
 export function hopperLaunch(

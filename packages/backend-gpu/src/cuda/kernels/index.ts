@@ -1,12 +1,13 @@
 import type {
   DType,
   KernelTable,
+  ManyKernelTable,
   OperatorName,
   Sequences,
   TensorSpec,
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
-import { adamwKernels } from './adamw';
+import { adamwKernels, adamwMany } from './adamw';
 import { addKernels } from './add';
 import { attentionKernels } from './attention';
 import { type AttentionShape, tileOf } from './attention-tile';
@@ -25,7 +26,7 @@ import { ropeKernels } from './rope';
 import { sampleKernels } from './sample';
 import { reasonAgainstRanking, selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
-import { squaredNormKernels } from './squared-norm';
+import { squaredNormKernels, squaredNormMany } from './squared-norm';
 import { swigluKernels } from './swiglu';
 
 export type { KernelContext } from './context';
@@ -53,6 +54,11 @@ export function createKernels(context: KernelContext): KernelTable {
     ...squaredNormKernels(context),
     ...adamwKernels(context),
   };
+}
+
+/** Operators of which a step has many calls, each of little work. */
+export function createManyKernels(context: KernelContext): ManyKernelTable {
+  return { ...squaredNormMany(context), ...adamwMany(context) };
 }
 
 type Specs = Readonly<Record<string, TensorSpec | undefined>>;

@@ -113,3 +113,15 @@ __device__ inline float rowSum(float x) {
   }
   return x;
 }
+
+/** Of the first `count` parts, by their first blocks: the one of this block. */
+template <typename Parts>
+__device__ inline int partOf(const Parts &parts, int count) {
+  int low = 0, high = count - 1;
+  while (low < high) {
+    int middle = (low + high + 1) / 2;
+    if (parts.list[middle].start <= (int)blockIdx.x) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}

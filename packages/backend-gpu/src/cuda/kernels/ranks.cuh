@@ -18,13 +18,14 @@ struct Ranks {
   }
 };
 
-/** Of 2 HALF sums two lanes keep HALF each, with both lanes' terms. */
-template <int HALF> __device__ inline void halve(float (&x)[16]) {
-  bool upper = threadIdx.x & 2 * HALF;
+/** Of 2 HALF sums two lanes, REACH apart, keep HALF each, with both lanes' terms. */
+template <int HALF, int REACH = 2 * HALF>
+__device__ inline void halve(float (&x)[16]) {
+  bool upper = threadIdx.x & REACH;
 #pragma unroll
   for (int i = 0; i < HALF; i++) {
     float given = upper ? x[i] : x[i + HALF];
     float kept = upper ? x[i + HALF] : x[i];
-    x[i] = kept + __shfl_xor_sync(0xffffffff, given, 2 * HALF);
+    x[i] = kept + __shfl_xor_sync(0xffffffff, given, REACH);
   }
 }

@@ -2,6 +2,11 @@
 
 #define THREADS 256
 
+/** Whether something is added to a gradient of x. */
+#ifndef PLUS
+#define PLUS 0
+#endif
+
 /** r = 1 / sqrt(mean(x^2) + eps) of a block's row */
 __device__ float inverseRoot(const T *x, int width, float eps) {
   float squares = 0;
@@ -26,15 +31,17 @@ extern "C" __global__ void rmsNorm(const T *x, const T *weight, T *y, int width,
 }
 
 /**
- * dx = r w dy - x r^3 mean(w dy x)
+ * dx = r w dy - x r^3 mean(w dy x) + plus
  * terms = dy x r, whose sum over rows is dw
  */
 extern "C" __global__ void rmsNormBackward(const T *x, const T *weight,
-                                           const T *dy, T *dx, f32 *terms,
-                                           int width, int norms, float eps) {
+                                           const T *dy, const T *plus, T *dx,
+                                           f32 *terms, int width, int norms,
+                                           float eps) {
   i64 row = blockIdx.x;
   x += row * width;
   dy += row * width;
+  if (PLUS) plus += row * width;
   dx += row * width;
   terms += row * width;
   weight += (row % norms) * width;
@@ -48,7 +55,8 @@ extern "C" __global__ void rmsNormBackward(const T *x, const T *weight,
   float pull = r * r * r * blockSum(sum) / width;
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float d = r * widen(weight[c]) * widen(dy[c]);
-    dx[c] = narrow<T>(d - pull * widen(x[c]));
+    float other = PLUS ? widen(plus[c]) : 0;
+    dx[c] = narrow<T>(d - pull * widen(x[c]) + other);
   }
 }
 
@@ -114,16 +122,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
 }
 
+/** Registers of a lane's rows and sums, and so blocks of a multiprocessor. */
+#define KEPT (HELD * (PIECE + (2 + PLUS) * PIECE * sizeof(T) / 4))
+#define BLOCKS (KEPT < 128 ? 2 : 1)
+
 /**
- * dx = r w dy - x r^3 mean(w dy x)
+ * dx = r w dy - x r^3 mean(w dy x) + plus
  * terms = dy x r, whose sum over rows is dw
  *
  * The lanes of a row go on to every `parts`th, of which each is of the same
  * norm, and sum its terms in registers; those of all parts are `[parts, width]`.
  */
-extern "C" __global__ void __launch_bounds__(THREADS, HELD > 4 ? 1 : 2)
-    rmsNormBackwardHeld(const T *x, const T *weight, const T *dy, T *dx, f32 *terms,
-                    i64 rows, int width, int norms, float eps, int parts) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    rmsNormBackwardHeld(const T *x, const T *weight, const T *dy, const T *plus,
+                        T *dx, f32 *terms, i64 rows, int width, int norms,
+                        float eps, int parts) {
   int part = globalIndex() / LANES;
   weight += (i64)(part % norms) * width;
   float sums[HELD][PIECE];
@@ -135,6 +148,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 4 ? 1 : 2)
     bool isRow = row < rows;
     Row held(x + row * width, isRow, width);
     Row slopes(dy + row * width, isRow, width);
+    // Loads nothing where nothing is added.
+    Row others(plus + row * width, PLUS && isRow, width);
     float r = inverseRoot(held, width, eps);
     float sum = 0;
 #pragma unroll
@@ -157,13 +172,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 4 ? 1 : 2)
     for (int n = 0; n < HELD; n++) {
       int c = (n * LANES + threadIdx.x % LANES) * PIECE;
       if (!isRow || c >= width) break;
-      float value[PIECE], d[PIECE], factor[PIECE];
+      float value[PIECE], d[PIECE], factor[PIECE], other[PIECE];
       held.take(value, n);
       slopes.take(d, n);
+      others.take(other, n);
       loadWhole<T>(factor, weight + c);
 #pragma unroll
       for (int e = 0; e < PIECE; e++) {
-        d[e] = r * (factor[e] * d[e] - pull * value[e]);
+        d[e] = r * (factor[e] * d[e] - pull * value[e]) + other[e];
       }
       storeWhole<T>(dx + row * width + c, d);
     }

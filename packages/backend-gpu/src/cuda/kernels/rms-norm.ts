@@ -49,7 +49,7 @@ export const rmsNormKernels = (
     });
   },
 
-  rmsNormBackward({ x, weight, dy }, { dx, dWeight }, { eps }) {
+  rmsNormBackward({ x, weight, dy, plus }, { dx, dWeight }, { eps }) {
     const width = extent(x, -1);
     const rows = x.size / width;
     const norms = weight.size / width;
@@ -57,19 +57,20 @@ export const rmsNormKernels = (
     const cut = cutOf(x, MOST_HELD_BACKWARD);
     const parts = cut ? partsOf(rows, norms, cut.LANES, context.facts) : rows;
     const terms = context.scratch(parts * width, 'f32');
-    const tensors = [x, weight, dy, dx, terms];
+    const tensors = [x, weight, dy, plus, dx, terms];
+    const PLUS = plus ? 1 : 0;
     context.run({
       file: 'rms-norm',
       ...(cut
         ? {
             entry: 'rmsNormBackwardHeld',
-            defines: { ...typed(x), ...cut },
+            defines: { ...typed(x), ...cut, PLUS },
             ...elementwise(parts * cut.LANES),
             arguments: [...tensors, i64(rows), ...numbers, i32(parts)],
           }
         : {
             entry: 'rmsNormBackward',
-            defines: typed(x),
+            defines: { ...typed(x), PLUS },
             ...blockARow(rows, width),
             arguments: [...tensors, ...numbers],
           }),

@@ -23,7 +23,7 @@ import {
   type Kernels,
 } from './context';
 import { flashLaunch, importanceTile } from './flash';
-import { type HopperCut, hopperImportanceCut, hopperLaunch } from './hopper';
+import { hopperImportanceCut, hopperLaunch, type RankingCut } from './hopper';
 
 /** As in the kernel. */
 const THREADS = 128;
@@ -136,7 +136,7 @@ function rank(
       file: 'hopper-importance',
       entry: 'hopperImportance',
       ...launch,
-      defines: { ...defines, ...defined },
+      defines: { ...defines, ...defined, LEADER_ROWS: hopper.leaderRows },
       grid: [context.facts.multiprocessors],
       arguments: [...inputsOf(), ...grid],
     });
@@ -171,12 +171,12 @@ function rankingView(
  * would have nothing to do.
  */
 function leaderGrid(
-  { rows }: HopperCut,
+  { rows, leaderRows }: RankingCut,
   { groups, sequences }: RankingAttributes,
   { count }: Ranks,
   { multiprocessors }: DeviceFacts,
 ): readonly Argument[] | undefined {
-  const tiles = Math.ceil(count / (rows / 16));
+  const tiles = Math.ceil(count / (rows / leaderRows));
   const total = tiles * groups * sequences.count;
   if (total < multiprocessors) return undefined;
   return [total, tiles, sequences.count].map(i32);

@@ -1,38 +1,88 @@
+import type { Tensor } from '@asa/core';
 import { i32, i64 } from '../launch';
-import { type KernelContext, type Kernels, PIECE, typed } from './context';
+import {
+  type KernelContext,
+  type Kernels,
+  type ManyKernels,
+  PIECE,
+} from './context';
+import { launchesOf, padded } from './many';
 
 const THREADS = 256;
-const MOST_PARTS = 1024;
-/** Pieces of a thread where one block is enough: a launch takes as long. */
-const FEW = 4;
+/** Elements of a block of threads, as in the kernel, and tensors of a launch. */
+const ELEMENTS = 16 * PIECE * THREADS;
+const MOST = 128;
+
+const none = [undefined, i64(0), i64(0)];
+
+export const squaredNormMany = (
+  context: KernelContext,
+): ManyKernels<'squaredNorm'> => ({
+  /** Some sums side by side, then their sum: for each total that comes. */
+  squaredNorm(calls) {
+    const totals = new Map<Tensor, Tensor[]>();
+    for (const { inputs } of calls) {
+      const list = totals.get(inputs.total);
+      if (list) list.push(inputs.x);
+      else totals.set(inputs.total, [inputs.x]);
+    }
+    for (const [total, list] of totals) addSquares(context, list, total);
+  },
+});
 
 export const squaredNormKernels = (
   context: KernelContext,
 ): Kernels<'squaredNorm'> => ({
-  /** Some sums side by side, then their sum. */
   squaredNorm({ x, total }) {
-    const pieces = Math.ceil(x.size / (PIECE * THREADS));
-    if (pieces === 0) return;
-    const parts = pieces <= FEW ? 1 : Math.min(MOST_PARTS, pieces);
-    const partial = parts > 1 ? context.scratch(parts, 'f32') : total;
-    const common = {
-      file: 'squared-norm',
-      defines: typed(x),
-      threads: [THREADS],
-    } as const;
-    context.run({
-      ...common,
-      entry: 'squaredNorm',
-      grid: [parts],
-      arguments: [x, partial, i64(x.size)],
-    });
-    if (parts === 1) return;
-    context.run({
-      ...common,
-      entry: 'squaredNormTotal',
-      grid: [1],
-      arguments: [partial, total, i32(parts)],
-    });
-    partial.free();
+    addSquares(context, [x], total);
   },
 });
+
+function addSquares(
+  context: KernelContext,
+  list: readonly Tensor[],
+  total: Tensor,
+): void {
+  const cut = { elements: ELEMENTS, most: MOST };
+  const launches = launchesOf(
+    list,
+    ({ dtype }) => dtype,
+    (x) => x,
+    cut,
+  );
+  const [common] = launches;
+  if (!common) return;
+  const sums = launches.reduce((sum, { blocks }) => sum + blocks, 0);
+  const partial = context.scratch(sums, 'f32');
+  let first = 0;
+  for (const { kind, parts, blocks } of launches) {
+    const tensors = parts.map(({ call: x, start }) => [
+      x,
+      i64(x.size),
+      i64(start),
+    ]);
+    context.run({
+      file: 'squared-norm',
+      entry: 'squaredNorm',
+      defines: { T: kind, MOST },
+      grid: [blocks],
+      threads: [THREADS],
+      arguments: [
+        ...padded(tensors, none, MOST),
+        partial,
+        i64(first),
+        i32(parts.length),
+      ],
+    });
+    first += blocks;
+  }
+  context.run({
+    file: 'squared-norm',
+    entry: 'squaredNormTotal',
+    defines: { T: common.kind, MOST },
+    grid: [1],
+    threads: [THREADS],
+    arguments: [partial, total, i64(sums)],
+  });
+  partial.free();
+}

@@ -43,7 +43,8 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
    * m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
    * p -= lr m^ / (sqrt(v^) + eps),  m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)
    */
-  adamw({ parameter, gradient, m, v, squaredNorm }, _outputs, attributes) {
+  adamw(inputs, _outputs, attributes) {
+    const { parameter, gradient, m, v, squaredNorm, rounded } = inputs;
     const { learningRate: rate, beta1, beta2, eps, weightDecay } = attributes;
     const { clip, lossScale = 1 } = attributes;
     const factor =
@@ -64,7 +65,10 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
       vCorrection: 1 - beta2 ** attributes.step,
       eps,
     };
-    context.run(step, { parameter, m, v, ...numbers }, parameter, threads);
+    const values = { parameter, m, v, ...numbers };
+    // The copy first: both are made from the parameter as it was.
+    if (rounded) context.run(step, values, rounded, threads);
+    context.run(step, values, parameter, threads);
     context.release(factor);
   },
 });

@@ -1,7 +1,7 @@
 import { program } from '../program';
 import type { KernelContext, Kernels } from './context';
 
-const add = program(
+export const add = program(
   'add',
   { arrays: ['a', 'b'] },
   'return a[this.thread.x] + b[this.thread.x];',

@@ -1,4 +1,5 @@
 import { program } from '../program';
+import { add } from './add';
 import { extent, type KernelContext, type Kernels } from './context';
 
 /** y[i, j], a thread for each: j is `this.thread.x`, i is `this.thread.y`. */
@@ -36,8 +37,8 @@ const products = [
 ] as const;
 
 export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
-  /** y[i, j] = sum over k of a[i, k] b[k, j] */
-  matmul({ a, b }, { y }, { transposeA = false, transposeB = false }) {
+  /** y[i, j] = sum over k of a[i, k] b[k, j], and plus[i, j] */
+  matmul({ a, b, plus }, { y }, { transposeA = false, transposeB = false }) {
     const [plain, turned] = products[transposeA ? 1 : 0];
     const inner = extent(b, transposeB ? 1 : 0);
     const columns = extent(b, transposeB ? 0 : 1);
@@ -45,5 +46,6 @@ export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
     const called = transposeB ? turned : plain;
     const values = { a, b, rows, inner, columns };
     context.run(called, values, y, [columns, rows]);
+    if (plus) context.run(add, { a: y, b: plus }, y, [y.size]);
   },
 });

@@ -1,4 +1,5 @@
 import { program, quotient } from '../program';
+import { add } from './add';
 import type { KernelContext, Kernels } from './context';
 
 /** r = 1 / sqrt(mean(x^2) + eps), one a row */
@@ -81,10 +82,10 @@ export const rmsNormKernels = (
   },
 
   /**
-   * dx = r w dy - x r^3 mean(w dy x)
+   * dx = r w dy - x r^3 mean(w dy x) + plus
    * dw = sum over rows of dy x r
    */
-  rmsNormBackward({ x, weight, dy }, { dx, dWeight }, { eps }) {
+  rmsNormBackward({ x, weight, dy, plus }, { dx, dWeight }, { eps }) {
     const width = x.shape.at(-1) ?? 1;
     const [rows, groups] = [x.size / width, weight.size / width];
     const r = context.scratch(rows);
@@ -93,6 +94,7 @@ export const rmsNormKernels = (
     const all = { x, weight, dy, r, width, groups };
     context.run(pulls, all, pull, [rows]);
     context.run(backward, { ...all, pull }, dx, [width, rows]);
+    if (plus) context.run(add, { a: dx, b: plus }, dx, [dx.size]);
     const count = rows / groups;
     const sums = { x, dy, r, width, groups, count };
     context.run(weightGradient, sums, dWeight, [width, groups]);

@@ -7,7 +7,7 @@ export const adamwBodies: Bodies<'adamw'> = {
    * m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
    * p -= lr m^ / (sqrt(v^) + eps),  m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)
    */
-  adamw({ parameter, gradient, m, v, squaredNorm }, attributes) {
+  adamw({ parameter, gradient, m, v, squaredNorm, rounded }, attributes) {
     const { learningRate, beta1, beta2, eps, weightDecay, step } = attributes;
     const { clip, lossScale = 1 } = attributes;
     const unscaled = tf.mul(gradient, 1 / lossScale);
@@ -23,11 +23,8 @@ export const adamwBodies: Bodies<'adamw'> = {
     const root = tf.add(tf.sqrt(tf.mul(v1, 1 / (1 - beta2 ** step))), eps);
     const rate = learningRate / (1 - beta1 ** step);
     const decayed = tf.mul(parameter, 1 - learningRate * weightDecay);
-    return {
-      parameter: tf.sub(decayed, tf.mul(tf.div(m1, root), rate)),
-      m: m1,
-      v: v1,
-    };
+    const next = tf.sub(decayed, tf.mul(tf.div(m1, root), rate));
+    return { parameter: next, m: m1, v: v1, ...(rounded && { rounded: next }) };
   },
 };
 

@@ -7,15 +7,16 @@ export const rmsNormBodies: Bodies<'rmsNorm' | 'rmsNormBackward'> = {
     y: tf.mul(weight, tf.mul(x, inverseNorm(x, eps))),
   }),
 
-  /** n = x r, g = w dy:  dx = r (g - n mean(g n)),  dw = sum of dy n */
-  rmsNormBackward({ x, weight, dy }, { eps }) {
+  /** n = x r, g = w dy:  dx = r (g - n mean(g n)) + plus,  dw = sum of dy n */
+  rmsNormBackward({ x, weight, dy, plus }, { eps }) {
     const r = inverseNorm(x, eps);
     const n = tf.mul(x, r);
     const g = tf.mul(weight, dy);
     const along = tf.mean(tf.mul(g, n), -1, true);
     const rows = tf.reshape(tf.mul(dy, n), [-1, ...weight.shape]);
+    const dx = tf.mul(r, tf.sub(g, tf.mul(n, along)));
     return {
-      dx: tf.mul(r, tf.sub(g, tf.mul(n, along))),
+      dx: plus ? tf.add(dx, plus) : dx,
       dWeight: sumRows(rows),
     };
   },

@@ -7,7 +7,8 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
    * m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
    * p -= lr m^ / (sqrt(v^) + eps),  m^ = m / (1 - b1^t),  v^ = v / (1 - b2^t)
    */
-  adamw({ parameter, gradient, m, v, squaredNorm }, _outputs, attributes) {
+  adamw(inputs, _outputs, attributes) {
+    const { parameter, gradient, m, v, squaredNorm, rounded } = inputs;
     const { learningRate, beta1, beta2, eps, weightDecay, step, clip } =
       attributes;
     const { lossScale = 1 } = attributes;
@@ -24,6 +25,7 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
         m: output(m),
         v: output(v),
         squaredNorm: norm && input(norm),
+        rounded: rounded && output(rounded),
       },
       uniforms: {
         count: u32(parameter.size),
@@ -45,7 +47,9 @@ export const adamwKernels = (context: KernelContext): Kernels<'adamw'> => ({
 let mi = u.beta1 * f32(m[i]) + u.rest1 * g;
 let vi = u.beta2 * f32(v[i]) + u.rest2 * g * g;
 let root = sqrt(vi * u.correction) + u.eps;
-parameter[i] = t_parameter(f32(parameter[i]) * u.keep - u.rate * mi / root);
+let next = f32(parameter[i]) * u.keep - u.rate * mi / root;
+parameter[i] = t_parameter(next);
+${rounded ? 'rounded[i] = t_rounded(next);' : ''}
 m[i] = t_m(mi);
 v[i] = t_v(vi);`,
       ),

@@ -1,18 +1,21 @@
 import type { Tensor } from '@asa/core';
+import { addInto } from './add';
 import { extent, type KernelContext, type Kernels } from './context';
 import { gemm, type Layout } from './gemm';
 
 export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
-  /** y[i, j] = sum over k of a[i, k] b[k, j] */
-  matmul({ a, b }, { y }, { transposeA = false, transposeB = false }) {
+  /** y[i, j] = sum over k of a[i, k] b[k, j], and plus[i, j] where there is one */
+  matmul({ a, b, plus }, { y }, { transposeA = false, transposeB = false }) {
     const aColumns = extent(a, -1);
     const aRows = aColumns === 0 ? rowsOf(a) : a.size / aColumns;
     const [rows, inner] = transposeA ? [aColumns, aRows] : [aRows, aColumns];
     const columns = extent(b, transposeB ? 0 : 1);
+    // In f32: what is added to is not rounded before.
+    const product = plus ? context.scratch(y.size, 'f32') : y;
     gemm(context, {
       a,
       b,
-      y,
+      y: product,
       layouts: {
         a: dense('u.rows', 'u.inner', transposeA, transposeA ? rows : inner),
         b: dense(
@@ -28,6 +31,9 @@ export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
       columns,
       inner,
     });
+    if (!plus) return;
+    addInto(context, product, plus, y);
+    product.free();
   },
 });
 

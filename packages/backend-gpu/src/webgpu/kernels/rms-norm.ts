@@ -41,10 +41,10 @@ for (var c = tid; c < u.width; c += THREADS) {
   },
 
   /**
-   * dx = r w dy - x r^3 mean(w dy x)
+   * dx = r w dy - x r^3 mean(w dy x), and plus where there is one
    * dw = sum over rows of dy x r
    */
-  rmsNormBackward({ x, weight, dy }, { dx, dWeight }, { eps }) {
+  rmsNormBackward({ x, weight, dy, plus }, { dx, dWeight }, { eps }) {
     const width = extent(x, -1);
     const rows = x.size / width;
     const threads = threadsFor(width);
@@ -56,6 +56,7 @@ for (var c = tid; c < u.width; c += THREADS) {
         x: input(x),
         weight: input(weight),
         dy: input(dy),
+        plus: plus && input(plus),
         dx: output(dx),
         terms: output(terms),
       },
@@ -82,7 +83,8 @@ for (var c = tid; c < u.width; c += THREADS) {
 let pull = r * r * r * reduceSum(tid, sum) / f32(u.width);
 for (var c = tid; c < u.width; c += THREADS) {
   let d = r * f32(weight[w + c]) * f32(dy[start + c]);
-  dx[start + c] = t_dx(d - pull * f32(x[start + c]));
+  let other = ${plus ? 'f32(plus[start + c])' : '0.0'};
+  dx[start + c] = t_dx(d - pull * f32(x[start + c]) + other);
 }`,
       }),
     });

@@ -27,13 +27,17 @@ export const matmulCases: Cases = fc
     ),
     transposeA: flag,
     transposeB: flag,
+    isSum: flag,
     seed: dataSeed,
   })
-  .map(({ outer, n, k, transposeA, transposeB, seed }) => ({
+  .map(({ outer, n, k, transposeA, transposeB, isSum, seed }) => ({
     operator: 'matmul',
     inputs: {
       a: transposeA ? data(k, outer[0] ?? 1) : data(...outer, k),
       b: transposeB ? data(n, k) : data(k, n),
+      ...(isSum && {
+        plus: transposeA ? data(outer[0] ?? 1, n) : data(...outer, n),
+      }),
     },
     attributes: { transposeA, transposeB },
     seed,
@@ -184,18 +188,18 @@ export const rmsNormCases: Cases = normShape.map(
   },
 );
 
-export const rmsNormBackwardCases: Cases = normShape.map(
-  ({ rows, groups, width, eps, seed }) => {
+export const rmsNormBackwardCases: Cases = fc
+  .tuple(normShape, flag)
+  .map(([{ rows, groups, width, eps, seed }, isSum]) => {
     const weight = groups === undefined ? [width] : [groups, width];
     const x = data(rows, ...weight);
     return {
       operator: 'rmsNormBackward',
-      inputs: { x, weight: data(...weight), dy: x },
+      inputs: { x, weight: data(...weight), dy: x, ...(isSum && { plus: x }) },
       attributes: { eps },
       seed,
     };
-  },
-);
+  });
 
 export const ropeCases: Cases = fc
   .record({
@@ -348,15 +352,17 @@ export const adamwCases: Cases = fc
     step: fc.constantFrom(1, 2, 1000),
     norm: fc.constantFrom('none', 'given', 'clip'),
     lossScale: fc.constantFrom(undefined, 1, 4, 1024),
+    hasMasters: flag,
     seed: dataSeed,
   })
-  .map(({ shape, norm, seed, ...rest }) => ({
+  .map(({ shape, norm, hasMasters, seed, ...rest }) => ({
     operator: 'adamw',
     inputs: {
-      parameter: data(...shape),
+      parameter: (hasMasters ? statistic : data)(...shape),
       gradient: data(...shape),
-      m: data(...shape),
-      v: positive(data(...shape)),
+      m: (hasMasters ? statistic : data)(...shape),
+      v: positive((hasMasters ? statistic : data)(...shape)),
+      ...(hasMasters && { rounded: data(...shape) }),
       ...(norm !== 'none' && { squaredNorm: positive(statistic(1)) }),
     },
     attributes: {
