@@ -292,8 +292,6 @@ inline void cpAsync8(void *shared, const void *global, bool valid) {
 }
 inline void cpAsyncCommit() { asaCommitCopies(); }
 template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }
-inline int addInOrder(int *at, int x) { return atomicAdd(at, x); }
-inline int readInOrder(const int *at) { return *at; }
 
 // hopper-ptx.cuh: the same, in the same way.
 typedef unsigned long long MatrixPlace;

@@ -577,8 +577,8 @@ const hopperCases = (
   ),
 );
 
-/** So small a cache that parts of several chunks take the same memory. */
-const fewParts = { multiprocessors: 1, l2Bytes: 1_700_000 };
+/** So little memory that parts of several chunks take the same. */
+const fewParts = { multiprocessors: 1, totalBytes: 64 * 1_700_000 };
 
 const reason = whyNoEmulator();
 

@@ -1,5 +1,6 @@
 /**
- * Every kernel, compiled for the least card and for Hopper. Registers are held
+ * Every kernel, compiled for the least card and for Hopper; by NVRTC too where
+ * it is installed (`LD_LIBRARY_PATH` may name its folder). Registers are held
  * to a budget: more of them, or any that spill, make a kernel slower without a
  * word. `ASA_UPDATE_BUDGET=1` writes the budget anew.
  */
@@ -19,10 +20,20 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, describe, expect, it } from 'vitest';
 import {
+  bind,
+  compilerFunctions,
+} from '../../../../packages/backend-gpu/src/cuda/bindings';
+import { Compiler } from '../../../../packages/backend-gpu/src/cuda/compiler';
+import { requestOf } from '../../../../packages/backend-gpu/src/cuda/functions';
+import {
   headers,
   type KernelFile,
   sources,
 } from '../../../../packages/backend-gpu/src/cuda/kernels/sources';
+import {
+  loadLibrary,
+  nvrtcLibrary,
+} from '../../../../packages/backend-gpu/src/cuda/libraries';
 import { nvcc, nvccVersion, whyNoCompiler } from './toolkit';
 
 interface Usage {
@@ -283,6 +294,28 @@ describe.skipIf(reason)(`CUDA kernels under nvcc ${reason ?? ''}`, () => {
     }
   });
 });
+
+/** The driver's own compiler, where the machine has it: what a card is given. */
+const atRunTime = runTimeCompiler();
+if (atRunTime) {
+  describe('CUDA kernels under NVRTC', () => {
+    it.each(cases)('%s', { timeout: 300_000 }, (_, file, words) => {
+      const defines = Object.fromEntries(words.map((word) => word.split('=')));
+      const capability = file.startsWith('hopper-') ? 90 : 80;
+      const request = requestOf(file, defines, capability);
+      expect(atRunTime.compile(request).length).toBeGreaterThan(0);
+    });
+  });
+}
+
+function runTimeCompiler(): Compiler | undefined {
+  try {
+    const load = (path: string) => bind(path, compilerFunctions);
+    return new Compiler(loadLibrary(nvrtcLibrary, load).functions);
+  } catch {
+    return undefined;
+  }
+}
 
 it('names a variant for every file', () => {
   expect(Object.keys(variants).sort()).toEqual(Object.keys(sources).sort());

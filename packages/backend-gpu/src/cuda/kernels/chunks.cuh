@@ -1,6 +1,5 @@
-// Selected attention by blocks: leaders in chunks, whose parts of results stay
-// in the L2 cache until they are joined, and of each chunk its items. Of
-// forward-items.cu and flash-forward-blocks.cu.
+// Selected attention by blocks: leaders in chunks, and of each chunk its items.
+// Of forward-items.cu and flash-forward-blocks.cu.
 #pragma once
 #include "common.cuh"
 
@@ -8,8 +7,6 @@
 struct Cut {
   // Units of a sequence, chunks of a unit, leaders of a chunk.
   int units, perUnit, most;
-  // Chunks whose parts have room at a time, in their turns.
-  int ring;
 };
 
 /** Leaders `first ..` of a unit of a sequence. */
@@ -47,18 +44,8 @@ struct ListRows {
   }
 };
 
-/** Where a chunk's items begin, and its turn among those that have any. */
-struct Turn {
-  int firstItem, number;
-};
-
 /** Some lists that have a block of keys; `first` counts a chunk's entries. */
 struct Item {
-  int chunk, turn, first;
+  int chunk, first;
   unsigned block : 24, count : 8;
-};
-
-/** A block of threads takes item `next` of all, until there are no more. */
-struct Progress {
-  int next, itemCount;
 };

@@ -2,12 +2,8 @@
 // for 16-bit types. A block of keys and its values stay in shared memory, and
 // the queries of those lists pass that have it: 8 KiB of queries and result for
 // a list's 16 rows, where its keys and values are 32. What a list finds in a
-// block, o and LSE, is a part in scratch memory; when a list's last part is
-// there, the block of threads that wrote it joins all, in the list's order.
-//
-// Parts are to stay in the L2 cache, so leaders come in chunks. The memory of a
-// chunk's parts is the next ones' but RING later: an item waits until it is free.
-// Blocks of threads take items in their order, so what they wait for is at work.
+// block, o and LSE, is a part in scratch memory; `joinLists` adds the parts of a
+// list in its order.
 #include "chunks.cuh"
 #include "flash.cuh"
 
@@ -36,11 +32,6 @@ struct Parts {
   uint4 *o;
   float *lse;
 };
-
-/** Number of a turn's first part. */
-__device__ inline i64 firstPart(const Cut &cut, int turn, int count) {
-  return (i64)(turn % cut.ring) * cut.most * count;
-}
 
 /** The results of a list from its parts; its warps share out the columns. */
 __device__ inline void joinList(const Call &u, const Sequence &s,
@@ -90,9 +81,11 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
     index[half] = rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
                                          unit * UNIT + rho % UNIT
                                    : -1;
-    if (threadIdx.x >= 32 || laneColumn() > 0 || index[half] < 0) continue;
-    lse[index[half]] =
-        total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
+    if (threadIdx.x < 32 && laneColumn() == 0 && index[half] >= 0) {
+      lse[index[half]] =
+          total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
+    }
+    // A list of no block: its weights are 2^-inf.
     if (top[half] == -INFINITE) top[half] = 0;
   }
 
@@ -132,13 +125,13 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
   }
 }
 
+/** Chunks `firstChunk .. endChunk`, whose parts are those of `parts`. */
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashForwardBlocks(Call u, T *o, float *lse, Parts parts, const Item *items,
-                       const unsigned *entries, Progress *progress, int *missing,
-                       int *unjoined, Cut cut) {
+    flashForwardBlocks(Call u, Parts parts, const int *firstItems,
+                       const Item *items, const unsigned *entries, Cut cut,
+                       int firstChunk, int endChunk) {
   extern __shared__ int4 memory[];
   __shared__ Taken taken[2];
-  __shared__ unsigned complete;
   T *tileK = (T *)memory;
   T *tileV = LATENT ? tileK : tileK + N * KEY;
   T *tileQ = tileK + STAGE;
@@ -151,10 +144,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
   // The next item comes while one is computed with, by the first warp.
-  int itemCount = progress->itemCount;
+  int number = firstItems[firstChunk] + blockIdx.x;
+  int end = firstItems[endChunk];
   auto itemAt = [&](int number) {
     Item none = {};
-    return number < itemCount ? items[number] : none;
+    return number < end ? items[number] : none;
   };
   auto entryOf = [&](const Item &item) {
     const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
@@ -165,20 +159,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (lane < (int)item.count) to.entries[lane] = entry;
   };
   if (warp == 0) {
-    int number = lane == 0 ? atomicAdd(&progress->next, 1) : 0;
-    Item item = itemAt(__shfl_sync(0xffffffff, number, 0));
+    Item item = itemAt(number);
     keep(taken[0], item, entryOf(item));
   }
-  if (threadIdx.x == 0) taken[1].item.count = 0;
 
   float scale = u.scale * LOG2_E;
   for (int turn = 0;; turn = 1 - turn) {
     // What is taken is known, and all are done with the item before.
     __syncthreads();
     const Taken &own = taken[turn];
-    const Taken &before = taken[1 - turn];
     Item item = own.item;
     int listCount = item.count;
+    if (listCount == 0) break;
     Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
     Sequence s = u.sequences[chunk.sequence];
     int head0 = chunk.unit * UNIT;
@@ -205,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
       }
     };
-    if (listCount > 0) {
+    {
       Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
       auto keyOf = [&](int i) {
         return firstKey + i < s.keyCount ? firstKey + i : -1;
@@ -227,45 +219,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       cpAsyncCommit();
     }
 
-    // The item before: which of its lists have all their parts now.
-    int chunkBefore = before.item.chunk;
-    int turnBefore = before.item.turn;
-    if (warp == 0) {
-      bool isLast = false;
-      if (lane < (int)before.item.count) {
-        int *at = missing + (i64)chunkBefore * cut.most + before.leaderOf(lane);
-        isLast = addInOrder(at, 1) == -1;
-      }
-      unsigned lists = __ballot_sync(0xffffffff, isLast);
-      if (lane == 0) complete = lists;
-    }
-    __syncthreads();
-    if (complete) {
-      Chunk of = Chunk::of(chunkBefore, u.sequences, cut, SHARING);
-      Sequence sequence = u.sequences[of.sequence];
-      i64 first = firstPart(cut, turnBefore, u.count);
-      for (unsigned lists = complete; lists; lists &= lists - 1) {
-        int leader = before.leaderOf(31 - __clz(lists & -lists));
-        i64 part = first + leader * u.count;
-        joinList(u, sequence,
-                 ListRows::of(sequence, of.first + leader, SHARING, UNIT),
-                 listOf(u, sequence, of.first + leader, of.unit * UNIT), of.unit,
-                 parts.o + part * PART, parts.lse + part * 16, o, lse);
-      }
-      __syncwarp();
-      if (lane == 0) addInOrder(unjoined + turnBefore, __popc(complete));
-    }
-    if (listCount == 0) break;
-
-    // Asked for while the copies are on their way.
-    int number = 0;
-    const int *last = item.turn < cut.ring ? 0 : unjoined + item.turn - cut.ring;
-    bool isFree = true;
-    if (threadIdx.x == 0) {
-      number = atomicAdd(&progress->next, 1);
-      isFree = !last || readInOrder(last) >= 0;
-    }
-    i64 first = firstPart(cut, item.turn, u.count);
+    i64 first = (i64)(item.chunk - firstChunk) * cut.most * u.count;
+    number += gridDim.x;
     Item next;
     unsigned nextEntry;
     for (int base = 0; base < listCount; base += LISTS) {
@@ -289,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       __syncwarp();
       copyQueries(base + LISTS);
       cpAsyncCommit();
-      if (base == 0 && warp == 0) next = itemAt(__shfl_sync(0xffffffff, number, 0));
+      if (base == 0 && warp == 0) next = itemAt(number);
 
       unsigned weights[ROW_TILES][N / 16][4];
       float factor[ROW_TILES][2];
@@ -343,8 +298,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       }
       if (base == 0 && warp == 0) nextEntry = entryOf(next);
       if (base == 0) {
-        // The values are there for all, and the memory for parts is free.
-        while (!isFree) isFree = readInOrder(last) >= 0;
+        // The values are there for all.
         cpAsyncWait<1>();
         __syncthreads();
       }
@@ -395,4 +349,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     if (warp == 0) keep(taken[1 - turn], next, nextEntry);
   }
+}
+
+/** The results of a list of those chunks; a block of threads a list. */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    joinLists(Call u, T *o, float *lse, Parts parts, Cut cut, int firstChunk) {
+  Chunk chunk = Chunk::of(firstChunk + blockIdx.y, u.sequences, cut, SHARING);
+  int leader = blockIdx.x;
+  if (leader >= chunk.count) return;
+  Sequence s = u.sequences[chunk.sequence];
+  int number = chunk.first + leader;
+  i64 part = ((i64)blockIdx.y * cut.most + leader) * u.count;
+  joinList(u, s, ListRows::of(s, number, SHARING, UNIT),
+           listOf(u, s, number, chunk.unit * UNIT), chunk.unit,
+           parts.o + part * PART, parts.lse + part * 16, o, lse);
 }

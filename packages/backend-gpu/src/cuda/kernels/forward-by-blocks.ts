@@ -13,17 +13,13 @@ import {
   isBackwardShape,
   isLatent,
 } from './flash';
-import type { SelectedView } from './gradient-parts';
+import { partBytes, type SelectedView } from './gradient-parts';
 
 /** Whether it is in use; what is not takes unions of lists. */
 const IN_USE = true;
 
 /** Most lists of an item; as many as two rounds of a block of threads. */
 const ITEM = 16;
-/** Of the L2 cache, for parts. */
-const PARTS_SHARE = 2 / 3;
-/** Chunks whose parts are in use at a time: one is begun where one ends. */
-const [LEAST_RING, MOST_RING] = [2, 8];
 /** With more lists a block, on average, nothing is read less often. */
 const MOST_LISTS = 2 * ITEM;
 /** A block that fewer lists of a chunk have is read too often. */
@@ -43,7 +39,7 @@ export type ForwardBlocksTile = FlashTile & {
   readonly most: number;
   readonly perUnit: number;
   /** Chunks whose parts have room. */
-  readonly ring: number;
+  readonly together: number;
   /** Blocks that a list may have. */
   readonly places: number;
 };
@@ -52,8 +48,9 @@ export type ForwardBlocksTile = FlashTile & {
 export function forwardBlocksTile(
   operands: AttentionOperands,
   view: SelectedView,
-  { sharedBytes, multiprocessors, l2Bytes }: DeviceFacts,
+  facts: DeviceFacts,
 ): ForwardBlocksTile | undefined {
+  const { sharedBytes, multiprocessors } = facts;
   const shape = shapeOf(operands);
   const { blockSize, sharing, unitHeads, sequences } = view;
   if (!IN_USE || !isBackwardShape(shape)) return undefined;
@@ -67,16 +64,12 @@ export function forwardBlocksTile(
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
   const perLeader = length * 16 * (2 * valueColumns + 4);
-  const room = Math.floor((l2Bytes * PARTS_SHARE) / perLeader);
+  const room = Math.floor(partBytes(facts) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
-  const most = Math.min(
-    leaders,
-    Math.floor(room / LEAST_RING),
-    Math.ceil(MOST_LISTS / listsOf(1)),
-  );
+  const most = Math.min(leaders, room, Math.ceil(MOST_LISTS / listsOf(1)));
   const isShared = listsOf(most) >= LEAST_LISTS;
-  const ring = Math.min(MOST_RING, Math.floor(room / most));
+  const together = Math.floor(room / most);
   const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
   const units = shape.heads / unitHeads;
   const items = (leaders * units * sequences.count * length) / ITEM;
@@ -94,7 +87,7 @@ export function forwardBlocksTile(
   if (blocks === undefined) return undefined;
   return {
     ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
-    ...{ most, perUnit: Math.ceil(leaders / most), ring, places },
+    ...{ most, perUnit: Math.ceil(leaders / most), together, places },
   };
 }
 
@@ -107,7 +100,7 @@ export function attendByBlocks(
 ): void {
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
-  const { most, perUnit, ring, places } = tile;
+  const { most, perUnit, together, places } = tile;
   if (!coversQueries(sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -121,14 +114,10 @@ export function attendByBlocks(
   const mostItems =
     chunks * (Math.min(places, pairs) + Math.ceil(pairs / ITEM));
   const itemCounts = context.scratch(chunks, 'i32');
-  const listCounts = context.scratch(chunks, 'i32');
-  const turns = context.scratch(2 * chunks, 'i32');
-  const missing = context.scratch(chunks * most, 'i32');
-  const unjoined = context.scratch(chunks, 'i32');
-  const progress = context.scratch(2, 'i32');
-  const items = context.scratch(4 * mostItems, 'i32');
+  const firstItems = context.scratch(chunks + 1, 'i32');
+  const items = context.scratch(3 * mostItems, 'i32');
   const entries = context.scratch(chunks * pairs, 'i32');
-  const cut = [units, perUnit, most, ring].map(i32);
+  const cut = [units, perUnit, most].map(i32);
   const lists = [sharing, extent(indices, 1), length, places].map(i32);
   const defines = { ...typed(o), BLOCK: tile.keys, ITEM, SHARES: tile.warps };
   const table = (
@@ -142,51 +131,51 @@ export function attendByBlocks(
   const given = [indices, sequences.on(indices.backend)];
   table({
     entry: 'countItems',
-    arguments: [
-      ...[...given, itemCounts, listCounts, missing, o, lse],
-      ...[...cut, ...lists, ...[unitHeads, shape.valueWidth].map(i32)],
-    ],
+    arguments: [...given, itemCounts, ...cut, ...lists],
   });
   table({
     entry: 'placeItems',
     grid: [1],
     threads: [1024],
     sharedBytes: 0,
-    arguments: [
-      ...[itemCounts, listCounts, turns, unjoined, progress],
-      i32(chunks),
-    ],
+    arguments: [itemCounts, firstItems, i32(chunks)],
   });
   table({
     entry: 'listItems',
-    arguments: [...given, turns, items, entries, ...cut, ...lists],
+    arguments: [...given, firstItems, items, entries, ...cut, ...lists],
   });
 
-  const slots = Math.min(ring, chunks) * pairs;
+  const slots = Math.min(together, chunks) * pairs;
   const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
   const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
   const launch = flashLaunch(shape, view, isLatent(operands), tile);
-  context.run({
-    file: 'flash-forward-blocks',
-    entry: 'flashForwardBlocks',
-    ...launch,
-    defines: { ...launch.defines, UNIT: unitHeads, SHARING: sharing, ITEM },
-    grid: [Math.min(mostItems, tile.blocks * context.facts.multiprocessors)],
-    arguments: [
-      ...[...call(operands, view), o, lse, parts, partLse, items, entries],
-      ...[progress, missing, unjoined, ...cut],
-    ],
-  });
-  for (const x of [
-    itemCounts,
-    listCounts,
-    turns,
-    missing,
-    unjoined,
-    progress,
-  ]) {
+  const run = (given: Pick<Launch, 'entry' | 'grid' | 'arguments'>) =>
+    context.run({
+      file: 'flash-forward-blocks',
+      ...launch,
+      defines: { ...launch.defines, UNIT: unitHeads, SHARING: sharing, ITEM },
+      ...given,
+    });
+  const operandsOf = call(operands, view);
+  const atOnce = tile.blocks * context.facts.multiprocessors;
+  for (let first = 0; first < chunks; first += together) {
+    const count = Math.min(together, chunks - first);
+    run({
+      entry: 'flashForwardBlocks',
+      grid: [atOnce],
+      arguments: [
+        ...[...operandsOf, parts, partLse, firstItems, items, entries],
+        ...[...cut, ...[first, first + count].map(i32)],
+      ],
+    });
+    run({
+      entry: 'joinLists',
+      grid: [most, count],
+      arguments: [...operandsOf, o, lse, parts, partLse, ...cut, i32(first)],
+    });
+  }
+  for (const x of [itemCounts, firstItems, items, entries, parts, partLse]) {
     x.free();
   }
-  for (const x of [items, entries, parts, partLse]) x.free();
 }

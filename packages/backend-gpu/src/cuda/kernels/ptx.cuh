@@ -131,22 +131,3 @@ __device__ inline void cpAsyncCommit() {
 template <int PENDING> __device__ inline void cpAsyncWait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(PENDING) : "memory");
 }
-
-/**
- * atom (9.7.13.5), ld (9.7.9.8) of the memory consistency model: *at += x, and
- * what was there. What the thread knew to be written before is seen by who
- * reads this sum, or adds to it, in order.
- */
-__device__ inline int addInOrder(int *at, int x) {
-  int old;
-  asm volatile("atom.acq_rel.gpu.add.s32 %0, [%1], %2;"
-               : "=r"(old)
-               : "l"(at), "r"(x)
-               : "memory");
-  return old;
-}
-__device__ inline int readInOrder(const int *at) {
-  int x;
-  asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
-  return x;
-}
