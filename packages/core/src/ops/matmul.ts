@@ -10,11 +10,11 @@ export interface MatmulAttributes {
 }
 
 /**
- * `y = A B`, or `A B + plus`, sums in f32 or better. `a [..., M, K]` counts as the matrix of
- * its last axis and all others flattened; `b` has two axes. A linear layer
- * with weights `[out, in]` is `transposeB`; `transposeA` gives `[K, N]` from
- * `a [M, K]`, `b [M, N]`. `plus` has the shape of y: a residual connection, or a
- * gradient that grows.
+ * `y = A B`, or `A B + plus`, sums in f32 or better. `a [..., M, K]` counts as
+ * the matrix of its last axis and all others flattened; `b` has two axes. A
+ * linear layer with weights `[out, in]` is `transposeB`; `transposeA` gives
+ * `[K, N]` from `a [M, K]`, `b [M, N]`. `plus` has the shape of y: a residual
+ * connection, or a gradient that grows.
  */
 export const matmul: Operator<
   { a: Tensor; b: Tensor; plus?: Tensor },
