@@ -1,45 +1,16 @@
-import {
-  type Backend,
-  type DType,
-  Sequences,
-  type Storage,
-  Tensor,
-} from '@asa/core';
+import { Sequences, type Tensor } from '@asa/core';
 import { describe, expect, it } from 'vitest';
 import { attentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/attention';
-import type { KernelContext } from '../../../../packages/backend-gpu/src/cuda/kernels/context';
 import type { Launch } from '../../../../packages/backend-gpu/src/cuda/launch';
-
-const backend = {
-  allocate: () => ({}) as Storage,
-  write: () => {},
-  free: () => {},
-} as unknown as Backend;
-
-const tensor = (shape: readonly number[], dtype: DType) =>
-  new Tensor({ backend, storage: {} as Storage, freed: false }, shape, dtype);
+import { nullContext, nullTensor as tensor } from './null-context';
 
 /** The launches of one attention in bf16: 64 heads, 4 groups, width 128. */
-function launches(
+function launchesOf(
   counts: readonly { queries: number; keys: number }[],
   window?: number,
   capability = 90,
-): Launch[] {
-  const done: Launch[] = [];
-  const context: KernelContext = {
-    facts: {
-      name: 'H100',
-      capability,
-      multiprocessors: 132,
-      l2Bytes: 2 ** 25,
-      sharedBytes: 232_448,
-      totalBytes: 2 ** 36,
-    },
-    run: (launch) => done.push(launch),
-    product: () => {},
-    clear: () => {},
-    scratch: (elements, dtype) => tensor([elements], dtype),
-  };
+): readonly Launch[] {
+  const { context, launches } = nullContext({ capability });
   const sequences = Sequences.packed(counts);
   const { queryRows, keyRows } = sequences;
   const q = tensor([queryRows, 64, 128], 'bf16');
@@ -55,12 +26,12 @@ function launches(
     },
     { sequences, scale: 1, window },
   );
-  return done;
+  return launches;
 }
 
 /** Blocks of threads of the first launch. */
-function blocks(...call: Parameters<typeof launches>): number {
-  const [x, y = 1, z = 1] = launches(...call)[0]?.grid ?? [0];
+function blocks(...call: Parameters<typeof launchesOf>): number {
+  const [x, y = 1, z = 1] = launchesOf(...call)[0]?.grid ?? [0];
   return x * y * z;
 }
 
@@ -70,7 +41,7 @@ const step = (count: number, keys: number) =>
 describe('attention of few rows', () => {
   it('fills the card once with a long walk, and joins it', () => {
     expect(blocks(step(1, 65_536))).toBe(3 * 132);
-    const [forward, join] = launches(step(1, 65_536));
+    const [forward, join] = launchesOf(step(1, 65_536));
     expect(forward?.defines).toMatchObject({ SPLIT: 1, ROWS: 16 });
     expect(join).toMatchObject({ entry: 'joinParts', grid: [64, 4] });
   });
@@ -96,10 +67,10 @@ describe('attention of few rows', () => {
 
   it('leaves a prompt in one walk a tile', () => {
     const counts = [{ queries: 2048, keys: 65_536 }];
-    const prompt = launches(counts, undefined, 80);
+    const prompt = launchesOf(counts, undefined, 80);
     expect(prompt).toHaveLength(1);
     expect(prompt[0]?.defines).toMatchObject({ SPLIT: 0, ROWS: 128 });
-    expect(launches(counts)).toMatchObject([
+    expect(launchesOf(counts)).toMatchObject([
       { entry: 'hopperForward', grid: [132], defines: { UNIT: 16 } },
     ]);
   });

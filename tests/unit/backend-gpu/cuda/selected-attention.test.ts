@@ -1,44 +1,14 @@
-import {
-  type Backend,
-  type DType,
-  Sequences,
-  type Storage,
-  Tensor,
-} from '@asa/core';
+import { Sequences } from '@asa/core';
 import { describe, expect, it } from 'vitest';
-import type { KernelContext } from '../../../../packages/backend-gpu/src/cuda/kernels/context';
 import { selectedAttentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/selected-attention';
-import type { Launch } from '../../../../packages/backend-gpu/src/cuda/launch';
-
-const backend = {
-  allocate: () => ({}) as Storage,
-  write: () => {},
-  free: () => {},
-} as unknown as Backend;
-
-const tensor = (shape: readonly number[], dtype: DType) =>
-  new Tensor({ backend, storage: {} as Storage, freed: false }, shape, dtype);
+import { nullContext, nullTensor as tensor } from './null-context';
 
 /** Launches and bytes of scratch memory of NSA's selected attention, in bf16. */
 function run(
   counts: readonly { queries: number; keys?: number }[],
-  { sharing = 1, l2Bytes = 50 * 2 ** 20, backward = false } = {},
+  { sharing = 1, backward = false } = {},
 ) {
-  const launches: Launch[] = [];
-  let bytes = 0;
-  const context: KernelContext = {
-    facts: {
-      ...{ name: 'H100', capability: 90, multiprocessors: 132, l2Bytes },
-      ...{ sharedBytes: 232_448, totalBytes: 80e9 },
-    },
-    run: (launch) => launches.push(launch),
-    product: () => {},
-    clear: () => {},
-    scratch: (elements, dtype) => {
-      bytes += elements * (dtype === 'bf16' ? 2 : 4);
-      return tensor([elements], dtype);
-    },
-  };
+  const { context, launches, scratchBytes } = nullContext();
   const blocking = { length: 32, stride: 16, sharing };
   const sequences = Sequences.packed(counts, blocking);
   const { queryRows, keyRows } = sequences;
@@ -64,7 +34,11 @@ function run(
   } else {
     kernels.selectedAttention(inputs, results, attributes);
   }
-  return { launches, entries: launches.map(({ entry }) => entry), bytes };
+  return {
+    launches,
+    entries: launches.map(({ entry }) => entry),
+    bytes: scratchBytes(),
+  };
 }
 
 describe('selected attention of 16 rows a list', () => {
