@@ -494,8 +494,9 @@ const walkForms: Readonly<Record<string, Form>> = {
 const walks = (
   ['attentionBackward', 'compressedAttentionBackward'] as const
 ).flatMap((operator) =>
-  Object.keys(walkForms).flatMap((name) =>
-    [2, 200].map(
+  Object.keys(walkForms).flatMap((name, i) =>
+    // How work is cut on a large card one form shows.
+    (i === 0 ? [2, 200] : [2]).map(
       (multiprocessors) => ['bf16', operator, name, multiprocessors] as const,
     ),
   ),
@@ -641,11 +642,12 @@ describe.skipIf(reason)(
 
     test.for([
       ...Object.keys(selections).map((name) => ['bf16', name, 0.5] as const),
-      ...(['bf16', 'f16'] as const).flatMap((dtype) =>
-        Object.keys(selections)
-          .filter((name) => /^(NSA|ASA)/.test(name))
-          .map((name) => [dtype, name, 80] as const),
-      ),
+      ...Object.keys(selections)
+        .filter((name) => /^(NSA|ASA)/.test(name))
+        .map((name) => ['bf16', name, 80] as const),
+      ...Object.keys(selections)
+        .filter((name) => /^NSA/.test(name))
+        .map((name) => ['f16', name, 80] as const),
     ])(
       // On a small card some leaders at a time.
       'gradients of selected attention in %s: %s, on a card of %d GB',
