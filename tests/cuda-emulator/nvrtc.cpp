@@ -83,7 +83,7 @@ std::string fused() {
  * shared memory, and nothing else.
  */
 const char *const FLAGS =
-    " -O2 -fPIC -shared -nostdinc++ -nostartfiles -nodefaultlibs"
+    " -O1 -fPIC -shared -nostdinc++ -nostartfiles -nodefaultlibs"
     " -fvisibility=hidden -fno-gnu-unique -fno-exceptions -fno-rtti"
     " -fno-stack-protector -fcf-protection=none"
     // As loose as the real compiler is.

@@ -507,7 +507,7 @@ const passes = (
   ['attentionBackward', 'compressedAttentionBackward'] as const
 ).flatMap((operator) =>
   Object.keys(hopperForms)
-    .filter((name) => /^(NSA|MLA expanded|three)/.test(name))
+    .filter((name) => /^NSA/.test(name))
     .map((name) => [operator, name] as const),
 );
 

@@ -3,9 +3,6 @@ import type { Product } from '../products';
 import { addInto } from './add';
 import { extent, type KernelContext, type Kernels } from './context';
 
-/** Products add what they are given, in place of a launch of `add` behind them. */
-const ADDS_ON_THE_WAY = true;
-
 export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
   /** y[i, j] = sum over k of a[i, k] b[k, j], and plus[i, j] where there is one */
   matmul({ a, b, plus }, { y }, { transposeA = false, transposeB = false }) {
@@ -30,13 +27,11 @@ export function multiply(context: KernelContext, product: Product): void {
   const { y, plus, inner } = product;
   const { tensor } = y;
   if (tensor.size === 0) return;
-  if (inner > 0 && (!plus || ADDS_ON_THE_WAY)) {
+  if (inner > 0) {
     context.product(product);
     return;
   }
-  const { plus: _, ...alone } = product;
-  if (inner === 0) context.clear(tensor);
-  else context.product(alone);
+  context.clear(tensor);
   if (plus) addInto(context, tensor, plus, tensor);
 }
 
