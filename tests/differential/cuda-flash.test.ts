@@ -346,14 +346,8 @@ const sparse: Readonly<Record<string, Form>> = {
     tail: 1,
   },
   'two queries a list, latent keys': {
-    heads: 16,
-    groups: 2,
-    width: 128,
-    rope: 64,
+    ...unions['two queries a list, latent keys']!,
     counts: [{ queries: 131, keys: 2174 }, { queries: 9 }],
-    sharing: 2,
-    blockSize: 64,
-    count: 3,
   },
   'four queries a list, latent keys of 56 + 32 columns': {
     heads: 16,
@@ -367,14 +361,8 @@ const sparse: Readonly<Record<string, Form>> = {
     tail: 1,
   },
   'twelve rows a list, two lists a key head': {
-    heads: 12,
-    groups: 1,
-    lists: 2,
-    width: 48,
-    value: 80,
+    ...unions['twelve rows a list, two lists a key head']!,
     counts: [{ queries: 131, keys: 2125 }],
-    sharing: 2,
-    blockSize: 64,
     count: 3,
   },
 };

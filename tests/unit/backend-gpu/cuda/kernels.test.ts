@@ -178,7 +178,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
     },
   ],
-  'forward-items': [{ T: 'bf16', BLOCK: 64, ITEM: 16, SHARES: 4 }],
+  'forward-items': [{ BLOCK: 64, ITEM: 16 }],
   'gated-sum': [{ T: 'bf16', LANES: 8 }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [

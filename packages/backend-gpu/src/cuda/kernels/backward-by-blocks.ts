@@ -99,11 +99,12 @@ function leadersAtOnce(
   const rowBytes = 2 * rows * (width + ropeWidth + valueWidth);
   const bytes = 2 * view.sequences.count * partElements(inputs, view);
   const most = Math.min(
-    Math.floor(partBytes(facts) / bytes),
+    Math.max(1, Math.floor(partBytes(facts) / bytes)),
     Math.max(LEAST_LEADERS, (facts.l2Bytes * HOT_SHARE) / rowBytes),
   );
   const all = leadersOf(view);
-  return Math.ceil(all / Math.max(1, Math.ceil(all / Math.max(1, most))));
+  const walks = Math.max(1, Math.ceil(all / most));
+  return Math.ceil(all / walks);
 }
 
 /** Of a leader's parts: for each block of its lists a gradient of its rows. */

@@ -197,27 +197,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
       }
     };
-    {
-      Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
-      auto keyOf = [&](int i) {
-        return firstKey + i < s.keyCount ? firstKey + i : -1;
-      };
-      // A chunk reads them about once. Parts are to stay in the L2 cache.
-      CopyOnce once = {leavesFirst()};
-      copyQueries(0);
-      copyRows<KEY, N, 0, WIDTH, THREADS>(tileK, threadIdx.x, from.k,
-                                          from.keyStride, keyOf, once);
+    Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
+    auto keyOf = [&](int i) {
+      return firstKey + i < s.keyCount ? firstKey + i : -1;
+    };
+    // A chunk reads them about once: they leave the L2 cache first.
+    CopyOnce once = {leavesFirst()};
+    copyQueries(0);
+    copyRows<KEY, N, 0, WIDTH, THREADS>(tileK, threadIdx.x, from.k,
+                                        from.keyStride, keyOf, once);
 #if ROPE > 0
-      copyRows<KEY, N, WIDTH, ROPE, THREADS>(tileK, threadIdx.x, from.kRope, ROPE,
-                                             keyOf, once);
+    copyRows<KEY, N, WIDTH, ROPE, THREADS>(tileK, threadIdx.x, from.kRope, ROPE,
+                                           keyOf, once);
 #endif
-      cpAsyncCommit();
+    cpAsyncCommit();
 #if !LATENT
-      copyRows<VALUES, N, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
-                                             from.valueStride, keyOf, once);
+    copyRows<VALUES, N, 0, VALUE, THREADS>(tileV, threadIdx.x, from.v,
+                                           from.valueStride, keyOf, once);
 #endif
-      cpAsyncCommit();
-    }
+    cpAsyncCommit();
 
     i64 first = (i64)(item.chunk - firstChunk) * cut.most * u.count;
     number += gridDim.x;

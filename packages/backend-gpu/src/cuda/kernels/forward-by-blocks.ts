@@ -6,7 +6,7 @@ import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { call, coversQueries, listLength, shapeOf } from './attention-tile';
-import { extent, fillBits, type KernelContext, typed } from './context';
+import { extent, fillBits, type KernelContext } from './context';
 import {
   type FlashTile,
   flashLaunch,
@@ -119,7 +119,7 @@ export function attendByBlocks(
   const entries = context.scratch(chunks * pairs, 'i32');
   const cut = [units, perUnit, most].map(i32);
   const lists = [sharing, extent(indices, 1), length, places].map(i32);
-  const defines = { ...typed(o), BLOCK: tile.keys, ITEM, SHARES: tile.warps };
+  const defines = { BLOCK: tile.keys, ITEM };
   const table = (
     launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
   ) =>
