@@ -150,19 +150,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     KeyTile tile;
     if (!tile.open(u, number, splits, sequences)) continue;
-    // The lane's keys; rows that any of the warpgroup's sees, and that all see.
+    // The lane's keys.
     LaneRows seeing;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       int key = tile.firstKey + row + 8 * half;
       tile.look(u, key, seeing.first[half], seeing.count[half]);
     }
-    int someFirst, someEnd, allFirst, allEnd;
-    int key = tile.firstKey + 64 * group;
-    tile.look(u, key, someFirst, allEnd);
-    tile.look(u, key + 63, allFirst, someEnd);
-    allEnd += someFirst;
-    someEnd += allFirst;
+    SeenRows seen = SeenRows::of(u, tile, tile.firstKey + 64 * group);
     float sumsK[KEY / 8][4];
     float sumsV[VALUE / 8][4];
     clear(sumsK);
@@ -173,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       await(&barriers.rows[turn.stage], turn.parity);
       Turn now = turn;
       turn.next();
-      if (base < someEnd && base + N > someFirst) {
+      if (base < seen.someEnd && base + N > seen.someFirst) {
         int stage = now.stage * (STAGE_SIZE * 2 / 16);
         const float *logs = known[now.stage] + laneColumn();
         float p[N / 8][4], dP[N / 8][4];
@@ -195,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           }
         }
         // Rows that are none have q, dO and statistics of 0: they add 0.
-        if (base < allFirst || base + N > allEnd) seeing.hide(p, 0, base);
+        if (base < seen.allFirst || base + N > seen.allEnd) seeing.hide(p, 0, base);
         operandsOf(weights, p);
         hold(weights);
         hold(sumsV);

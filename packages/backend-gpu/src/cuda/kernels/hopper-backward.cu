@@ -377,13 +377,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Item &item = shared.items[parity];
     int count = item.count();
     if (count == 0) return;
-    // Rows that any of the warpgroup's keys sees, and that all see.
-    int someFirst, someEnd, allFirst, allEnd;
-    int key = item.firstKey + 64 * group;
-    item.look(u, key, someFirst, allEnd);
-    item.look(u, key + 63, allFirst, someEnd);
-    allEnd += someFirst;
-    someEnd += allFirst;
+    SeenRows seen = SeenRows::of(u, item, item.firstKey + 64 * group);
     float sumsK[KEY / 8][4];
     float sumsV[VALUE / 8][4];
     clear(sumsK);
@@ -422,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
       }
       // Rows that are none have q, dO and statistics of 0: they add 0.
-      if (base >= allFirst && base + N <= allEnd) return;
+      if (base >= seen.allFirst && base + N <= seen.allEnd) return;
       LaneRows seeing;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -514,7 +508,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto seesTile = [&] {
       await(&barriers.rows[turn.stage], turn.parity);
       int base = shared.rows[turn.stage] * N;
-      return PARTS == 1 || (base < someEnd && base + N > someFirst);
+      return PARTS == 1 || (base < seen.someEnd && base + N > seen.someFirst);
     };
     auto begin = [&](bool sees) {
       if (sees) {

@@ -336,3 +336,20 @@ __device__ inline void emitRow(const float (&x)[COLUMNS][4], int half,
 __device__ inline void storeFour(T *at, unsigned low, unsigned high) {
   *(uint2 *)at = make_uint2(low, high);
 }
+
+/** Rows that any of a warpgroup's 64 keys sees, and that all see. */
+struct SeenRows {
+  int someFirst, someEnd, allFirst, allEnd;
+
+  /** Of keys from `key` on; `keys` knows which rows see a key. */
+  template <typename Keys>
+  __device__ static SeenRows of(const Call &u, const Keys &keys, int key) {
+    SeenRows seen;
+    int first, last;
+    keys.look(u, key, seen.someFirst, first);
+    keys.look(u, key + 63, seen.allFirst, last);
+    seen.allEnd = seen.someFirst + first;
+    seen.someEnd = seen.allFirst + last;
+    return seen;
+  }
+};
