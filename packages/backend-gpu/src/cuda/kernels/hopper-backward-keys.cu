@@ -47,11 +47,9 @@ struct KeyTile {
     int end = VIEW == ATTENTION ? min(key + u.window, s.queryCount) : s.queryCount;
     return max(end, origin);
   }
-  /** The number of a row in q and dO; -1 for none. */
-  __device__ int indexOf(const Call &u, int rho) const {
-    if (rho >= end) return -1;
-    return (s.queryStart + origin + rho / UNIT) * u.heads + keyHead * UNIT +
-           rho % UNIT;
+  /** Rows from `base` on. */
+  __device__ QueryRows rows(const Call &u, int base) const {
+    return {s.queryStart + origin, u.heads, keyHead * UNIT, base, end - base};
   }
   /** Rows `from ..` that see a key, as many as `count`. */
   __device__ void look(const Call &u, int key, int &from, int &count) const {
@@ -88,15 +86,15 @@ __device__ inline void copyAll(const Call &u, const T *dO,
     parity ^= 1;
     for (int base = tile.first; base < tile.end; base += N) {
       T *stage = stages + turn.stage * STAGE_SIZE;
-      auto rowOf = [&](int i) { return tile.indexOf(u, base + i); };
+      QueryRows rows = tile.rows(u, base);
       copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
-      copyChunks<N, 0, WIDTH>(stage, u.q, WIDTH, rowOf);
+      copyChunks<N, 0, WIDTH>(stage, u.q, WIDTH, rows);
 #if ROPE > 0
-      copyChunks<N, WIDTH, ROPE>(stage, u.qRope, ROPE, rowOf);
+      copyChunks<N, WIDTH, ROPE>(stage, u.qRope, ROPE, rows);
 #endif
-      copyChunks<N, 0, VALUE>(stage + QUERIES_SIZE, dO, VALUE, rowOf);
+      copyChunks<N, 0, VALUE>(stage + QUERIES_SIZE, dO, VALUE, rows);
       if (thread < N) {
-        int row = rowOf(thread);
+        int row = rows.numberOf(thread);
         const float *from = &statistics[row].x;
         cpAsync4(&known[turn.stage][thread], from, row >= 0);
         cpAsync4(&known[turn.stage][N + thread], from + 1, row >= 0);

@@ -21,13 +21,13 @@ __device__ inline void copyAll(const Call &u, const T *dO, T *tileQ, T *tileO,
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
     Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
-    auto rowOf = [&](int i) { return tile.indexOf(u, i); };
+    QueryRows rows = tile.rows(u);
     copies.claim(&barriers.rowsFree, parity);
-    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rowOf);
+    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
 #if ROPE > 0
-    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rowOf);
+    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
 #endif
-    copyChunks<ROWS, 0, VALUE>(tileO, dO, VALUE, rowOf);
+    copyChunks<ROWS, 0, VALUE>(tileO, dO, VALUE, rows);
     copies.commit(&barriers.rows);
     parity ^= 1;
     for (int base = tile.first; base < tile.end; base += N) {
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     float log[2], delta[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      int index = tile.indexOf(u, row + 8 * half);
+      int index = tile.rows(u).numberOf(row + 8 * half);
       float2 known = index < 0 ? make_float2(0, 0) : statistics[index];
       log[half] = known.x * LOG2_E;
       delta[half] = known.y;
@@ -176,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      i64 index = tile.indexOf(u, row + 8 * half);
+      i64 index = tile.rows(u).numberOf(row + 8 * half);
       emitRow(sums, half, u.scale, [&](int c, unsigned low, unsigned high) {
         if (index < 0) return;
         storeFour(c < WIDTH ? dQ + index * WIDTH + c

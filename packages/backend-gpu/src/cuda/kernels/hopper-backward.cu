@@ -124,11 +124,10 @@ struct Item {
     int query = min((rows * N + N - 1) / UNIT, s.queryCount - 1);
     return max(lastSeen(u, query), 0) / ROWS;
   }
-  /** The number of a row in q and dO; -1 for none. */
-  __device__ int indexOf(const Call &u, int rho) const {
-    int query = rho / UNIT;
-    if (query >= s.queryCount) return -1;
-    return (s.queryStart + query) * u.heads + keyHead * UNIT + rho % UNIT;
+  /** A tile of rows. */
+  __device__ QueryRows rows(const Call &u, int tile) const {
+    return {s.queryStart, u.heads, keyHead * UNIT, tile * N,
+            s.queryCount * UNIT - tile * N};
   }
   /** Rows `from ..` that see a key, as many as `count`. */
   __device__ void look(const Call &u, int key, int &from, int &count) const {
@@ -164,23 +163,6 @@ struct Shared {
   __align__(16) float known[STAGES][2 * N];
 };
 
-/**
- * Starts to copy a row of COLUMNS elements to columns FIRST .. of a tile; eight
- * threads share it.
- */
-template <int COUNT, int FIRST, int COLUMNS>
-__device__ inline void copyRow(T *tile, int row, const T *from, bool valid) {
-#pragma unroll
-  for (int c = 0; c < COLUMNS; c += 64) {
-    int own = c + threadIdx.x % 8 * 8;
-    int to = FIRST + own;
-    if (own >= COLUMNS) continue;
-    cpAsync16(tile + to / 64 * COUNT * 64 + row * 64 +
-                  (to / 8 ^ row) % 8 * 8,
-              from + own, valid);
-  }
-}
-
 /** Takes items, and copies their keys and rows. */
 __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
                                const float2 *statistics, T *tileK, T *tileV,
@@ -196,36 +178,31 @@ __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
     const Item &item = shared.items[parity];
     if (item.count() == 0) break;
     Source from = sourceOf(u, item.s, item.keyHead);
-#pragma unroll 1
-    for (int i = thread / 8; i < ROWS; i += COPIERS / 8) {
-      i64 at = item.firstKey + i;
-      bool isKey = at < item.endKey;
-      copyRow<ROWS, 0, WIDTH>(tileK, i, from.k + at * from.keyStride, isKey);
+    copyTile<ROWS, 0, WIDTH, COPIERS>(tileK, from.k, from.keyStride,
+                                      item.firstKey, item.endKey);
 #if ROPE > 0
-      copyRow<ROWS, WIDTH, ROPE>(tileK, i, from.kRope + at * ROPE, isKey);
+    copyTile<ROWS, WIDTH, ROPE, COPIERS>(tileK, from.kRope, ROPE, item.firstKey,
+                                         item.endKey);
 #endif
 #if !LATENT
-      copyRow<ROWS, 0, VALUE>(tileV, i, from.v + at * from.valueStride, isKey);
+    copyTile<ROWS, 0, VALUE, COPIERS>(tileV, from.v, from.valueStride,
+                                      item.firstKey, item.endKey);
 #endif
-    }
     copies.commit(&barriers.keys);
     int count = item.count();
     for (int n = 0; n < count; n++) {
-      int rows = item.rowsAt(n);
+      int tile = item.rowsAt(n);
+      QueryRows rows = item.rows(u, tile);
       copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
       T *stage = stages + turn.stage * STAGE_SIZE;
-#pragma unroll 1
-      for (int i = thread / 8; i < N; i += COPIERS / 8) {
-        i64 at = item.indexOf(u, rows * N + i);
-        copyRow<N, 0, WIDTH>(stage, i, u.q + at * WIDTH, at >= 0);
+      copyChunks<N, 0, WIDTH, COPIERS>(stage, u.q, WIDTH, rows);
 #if ROPE > 0
-        copyRow<N, WIDTH, ROPE>(stage, i, u.qRope + at * ROPE, at >= 0);
+      copyChunks<N, WIDTH, ROPE, COPIERS>(stage, u.qRope, ROPE, rows);
 #endif
-        copyRow<N, 0, VALUE>(stage + QUERIES_SIZE, i, dO + at * VALUE, at >= 0);
-      }
-      if (thread == 0) shared.rows[turn.stage] = rows;
+      copyChunks<N, 0, VALUE, COPIERS>(stage + QUERIES_SIZE, dO, VALUE, rows);
+      if (thread == 0) shared.rows[turn.stage] = tile;
       float *known = shared.known[turn.stage] + thread;
-      i64 row = item.indexOf(u, rows * N + thread);
+      i64 row = rows.numberOf(thread);
       cpAsync4(known, &statistics[row].x, row >= 0);
       cpAsync4(known + N, &statistics[row].y, row >= 0);
       copies.commit(&barriers.rows[turn.stage]);
@@ -492,8 +469,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       if (!isFirst) addStored(x, to, 32);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int rho = shared.rows[at.stage] * N + 16 * warp + laneRow() + 8 * half;
-        i64 index = item.indexOf(u, rho);
+        QueryRows rows = item.rows(u, shared.rows[at.stage]);
+        i64 index = rows.numberOf(16 * warp + laneRow() + 8 * half);
         emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
           c += CHUNK * group;
           if (index < 0 || c >= KEY) return;

@@ -33,11 +33,11 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
     Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
-    auto rowOf = [&](int i) { return tile.indexOf(u, i); };
+    QueryRows rows = tile.rows(u);
     copies.claim(&barriers.queriesFree, parity);
-    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rowOf);
+    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
 #if ROPE > 0
-    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rowOf);
+    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
 #endif
     copies.commit(&barriers.queries);
     parity ^= 1;
@@ -244,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float all = softmax.total[half];
       all += __shfl_xor_sync(0xffffffff, all, 1);
       all += __shfl_xor_sync(0xffffffff, all, 2);
-      i64 index = tile.indexOf(u, row + 8 * half);
+      i64 index = tile.rows(u).numberOf(row + 8 * half);
       emitRow(sums, half, all == 0 ? 0 : 1 / all,
               [&](int c, unsigned low, unsigned high) {
                 bool isValue = index >= 0 && c < VALUE;

@@ -43,13 +43,32 @@ struct LeaderTile {
     return true;
   }
   __device__ int past() const { return s.keyCount - s.queryCount; }
-  /** The number of row i in q; -1 for none. */
-  __device__ int indexOf(const Call &u, int i) const {
-    int t = (leader + i / SHARE) * u.sharing;
-    int head = i % SHARE;
-    bool isRow = head < UNIT && t >= past() && t < s.keyCount;
-    return isRow ? (s.queryStart + t - past()) * u.heads + group * UNIT + head
-                 : -1;
+};
+
+/** The rows of a tile's leaders, as those of queries. */
+struct LeaderRows {
+  /** Row 0: its leader's position, its number in q. */
+  int t, number;
+  int sharing, heads, past, end;
+
+  __device__ LeaderRows(const Call &u, const LeaderTile &tile)
+      : t(tile.leader * u.sharing), sharing(u.sharing), heads(u.heads),
+        past(tile.past()), end(tile.s.keyCount) {
+    number = (tile.s.queryStart + t - past) * heads + tile.group * UNIT;
+  }
+  __device__ bool has(int i) const {
+    int at = t + i / SHARE * sharing;
+    return i % SHARE < UNIT && at >= past && at < end;
+  }
+  __device__ int at(int i) const {
+    return number + i / SHARE * sharing * heads + i % SHARE;
+  }
+  __device__ int numberOf(int i) const { return has(i) ? at(i) : -1; }
+  template <int STEP, int COUNT> __device__ static constexpr bool isEven() {
+    return STEP % SHARE == 0;
+  }
+  template <int STEP, int COUNT> __device__ int step(int) const {
+    return STEP / SHARE * sharing * heads;
   }
 };
 
@@ -69,11 +88,11 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
     Source from =
         sourceOf(u, tile.s, tile.group * UNIT / (u.heads / u.keyHeads));
-    auto rowOf = [&](int i) { return tile.indexOf(u, i); };
+    LeaderRows rows(u, tile);
     copies.claim(queries + 1, parity);
-    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rowOf);
+    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
 #if ROPE > 0
-    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rowOf);
+    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
 #endif
     copies.commit(queries);
     parity ^= 1;
@@ -164,6 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
+    LeaderRows rows(u, tile);
     int leader = tile.leader + warp * PACKED;
     int seenByAll = lastSeen(u, leader * u.sharing) + 1;
     float log[2];
@@ -172,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int half = 0; half < 2; half++) {
       int i = laneRow() + 8 * half;
       seen[half] = lastSeen(u, (leader + i / SHARE) * u.sharing) + 1;
-      int index = tile.indexOf(u, 16 * warp + i);
+      int index = rows.numberOf(16 * warp + i);
       float known = index < 0 ? -INFINITE : lse[index];
       // Of a row that is none every probability is 2^-inf.
       log[half] = known == -INFINITE ? INFINITE : known * LOG2_E;

@@ -124,43 +124,93 @@ __device__ constexpr int copyWidth(int first, int columns) {
   return most >= 64 ? 64 : most >= 32 ? 32 : most >= 16 ? 16 : 8;
 }
 
+/** Keys that follow one another: the first `count` are there. */
+struct KeyRows {
+  int count;
+
+  __device__ bool has(int i) const { return i < count; }
+  __device__ int at(int i) const { return i; }
+  template <int STEP, int COUNT> __device__ static constexpr bool isEven() {
+    return true;
+  }
+  template <int STEP, int COUNT> __device__ int step(int) const { return STEP; }
+};
+
 /**
- * Starts to copy COLUMNS elements of COUNT rows to columns FIRST .. of a tile.
- * Row i is row `rowOf(i)` of `base`, zeros where that is negative. All threads
- * of the warpgroup share the work.
+ * Rows of queries: UNIT heads of one, then those of the next. Row 0 is row
+ * `first` of those of `query`; the first `count` are there.
  */
-template <int COUNT, int FIRST, int COLUMNS, typename RowOf>
-__device__ inline void copyChunks(T *tile, const T *base, int stride,
-                                  RowOf rowOf) {
+struct QueryRows {
+  int query, heads, head0;
+  int first, count;
+
+  __device__ bool has(int i) const { return i < count; }
+  /** Its number among all rows. */
+  __device__ int at(int i) const {
+    int rho = first + i;
+    return (query + rho / UNIT) * heads + head0 + rho % UNIT;
+  }
+  __device__ int numberOf(int i) const { return has(i) ? at(i) : -1; }
+  /** Whether a tile of COUNT rows knows where its queries begin. */
+  template <int STEP, int COUNT> __device__ static constexpr bool isEven() {
+    bool isWhole = COUNT % UNIT == 0 || UNIT % COUNT == 0;
+    return STEP % UNIT == 0 || (UNIT % STEP == 0 && isWhole);
+  }
+  /** From row i to row i + STEP, and for STEP rows from i on the same. */
+  template <int STEP, int COUNT> __device__ int step(int i) const {
+    if (STEP % UNIT == 0) return STEP / UNIT * heads;
+    bool isNext = COUNT % UNIT == 0 && (i + STEP) % UNIT == 0;
+    return isNext ? heads - UNIT + STEP : STEP;
+  }
+};
+
+/**
+ * Starts to copy COLUMNS elements of COUNT rows to columns FIRST .. of a tile:
+ * of row i those behind `from + rows.at(i) stride`, zeros where there is none.
+ * BY threads share the work. Each follows its rows by steps that are the same
+ * for all: what it computes of a row otherwise takes longer than the copy.
+ */
+template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP, typename Rows>
+__device__ inline void copyChunks(T *tile, const T *from, int stride,
+                                  const Rows &rows) {
   constexpr int TAKEN = copyWidth(FIRST, COLUMNS);
+  // Chunks that a thread copies of a row.
+  constexpr int CHUNKS = TAKEN == 64 ? COLUMNS / 64 : 1;
   constexpr int PIECES = TAKEN / 8;
-  constexpr int STEP = GROUP / PIECES;
-  int thread = threadIdx.x % GROUP;
-  int piece = thread % PIECES;
-  int row = thread / PIECES;
+  constexpr int STEP = BY / PIECES;
+  int piece = threadIdx.x % PIECES;
+  int row = threadIdx.x % BY / PIECES;
   // Rows that are a multiple of 8 apart have their pieces in the same places.
+  static_assert(STEP % 8 == 0, "so are a thread's rows");
   T *to = tile + FIRST / 64 * COUNT * 64 + row * 64 +
           ((FIRST % 64 / 8 + piece) ^ row % 8) * 8;
-  const T *from = base + piece * 8;
-#pragma unroll 2
+  const T *at = from + (i64)rows.at(row) * stride + piece * 8;
+#pragma unroll
   for (int i = 0; i < COUNT; i += STEP) {
     if (COUNT % STEP > 0 && i + row >= COUNT) break;
-    int at = rowOf(i + row);
-    cpAsync16(to + i * 64, from + (i64)at * stride, at >= 0);
+    bool isThere = rows.has(i + row);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+      cpAsync16(to + c * COUNT * 64 + i * 64, at + c * 64, isThere);
+    }
+    if constexpr (Rows::template isEven<STEP, COUNT>()) {
+      at += rows.template step<STEP, COUNT>(i) * stride;
+    } else {
+      at = from + (i64)rows.at(i + STEP + row) * stride + piece * 8;
+    }
   }
-  if constexpr (COLUMNS > TAKEN) {
-    copyChunks<COUNT, FIRST + TAKEN, COLUMNS - TAKEN>(tile, base + TAKEN, stride,
-                                                      rowOf);
+  if constexpr (COLUMNS > TAKEN * CHUNKS) {
+    copyChunks<COUNT, FIRST + TAKEN * CHUNKS, COLUMNS - TAKEN * CHUNKS, BY>(
+        tile, from + TAKEN * CHUNKS, stride, rows);
   }
 }
 
 /** The same of consecutive rows of `from`, from `base` on; zeros from `end` on. */
-template <int COUNT, int FIRST, int COLUMNS>
+template <int COUNT, int FIRST, int COLUMNS, int BY = GROUP>
 __device__ inline void copyTile(T *tile, const T *from, int stride, int base,
                                 int end) {
-  int count = end - base;
-  copyChunks<COUNT, FIRST, COLUMNS>(tile, from + (i64)base * stride, stride,
-                                    [&](int i) { return i < count ? i : -1; });
+  copyChunks<COUNT, FIRST, COLUMNS, BY>(tile, from + (i64)base * stride, stride,
+                                        KeyRows{end - base});
 }
 
 /**
@@ -258,11 +308,8 @@ struct DenseTile {
     return true;
   }
   __device__ int past() const { return s.keyCount - s.queryCount; }
-  /** The number of row i in q and o; -1 for none. */
-  __device__ int indexOf(const Call &u, int i) const {
-    int query = (row0 + i) / UNIT;
-    int head = head0 + (row0 + i) % UNIT;
-    return query < s.queryCount ? (s.queryStart + query) * u.heads + head : -1;
+  __device__ QueryRows rows(const Call &u) const {
+    return {s.queryStart, u.heads, head0, row0, s.queryCount * UNIT - row0};
   }
 };
 
