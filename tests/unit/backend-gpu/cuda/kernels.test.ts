@@ -182,14 +182,14 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'gated-sum': [{ T: 'bf16', LANES: 8 }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
-    { ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },
-    { ...grouped, ...hopper, STAGES: 3, N: 64, VIEW: 'COMPRESSED', BLOCK: 1 },
+    { ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
+    { ...grouped, ...hopper, STAGES: 4, N: 64, VIEW: 'COMPRESSED', BLOCK: 1 },
     {
-      ...{ ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },
+      ...{ ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
       ...{ WIDTH: 64, VALUE: 64, UNIT: 3 },
     },
     ...[0, 1].map((LATENT) => ({
-      ...{ ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },
+      ...{ ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1, LATENT },
     })),
   ],

@@ -7,9 +7,16 @@
 
 static_assert(ROWS == 128 && N == 64 && KEY <= 128, "what registers hold");
 
-/** Elements of a stage, and of the gradients of a tile's scores. */
+/**
+ * Tiles of q are in use until the next one's step ends, those of dO in their own
+ * only: they come in rings of unlike length. Powers of two, as a tile's place in
+ * a ring is made of its number.
+ */
+#define GRADIENT_STAGES 2
+static_assert((STAGES & (STAGES - 1)) == 0, "a power of two");
+/** Elements of a tile of q, of dO, and of the gradients of a tile's scores. */
 constexpr int QUERIES_SIZE = tileSize(N, KEY);
-constexpr int STAGE_SIZE = QUERIES_SIZE + tileSize(N, VALUE);
+constexpr int GRADIENTS_SIZE = tileSize(N, VALUE);
 constexpr int SCORES_SIZE = ROWS * N;
 /** Columns of dQ that a warpgroup computes: a chunk of the keys. */
 constexpr int CHUNK = 64;
@@ -47,11 +54,21 @@ struct Plan {
 
 struct Barriers {
   Mbarrier keys, keysFree;
-  Mbarrier rows[STAGES], rowsFree[STAGES];
+  Mbarrier queries[STAGES], queriesFree[STAGES];
+  /** Of dO, LSE and dO . o. */
+  Mbarrier gradients[GRADIENT_STAGES], gradientsFree[GRADIENT_STAGES];
   /** Parts of dQ of a stage's rows: may be added; have been. */
   Mbarrier turns[STAGES], added[STAGES];
   Mbarrier scores[2];
 };
+
+/** The place of tile n in a ring, and the parity of its phase there. */
+template <int PLACES> __device__ inline unsigned placeIn(unsigned n) {
+  return n % PLACES;
+}
+template <int PLACES> __device__ inline unsigned parityIn(unsigned n) {
+  return n / PLACES % 2;
+}
 
 /**
  * A tile of keys of a head and a range of the rows that see any of them. Every
@@ -160,16 +177,16 @@ struct Shared {
   bool isFirst[STAGES], isLast[STAGES];
   // The rows' LSE, then their dO . o: of two columns at a time, as reading
   // shared memory is the limit.
-  __align__(16) float known[STAGES][2 * N];
+  __align__(16) float known[GRADIENT_STAGES][2 * N];
 };
 
 /** Takes items, and copies their keys and rows. */
 __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
                                const float2 *statistics, T *tileK, T *tileV,
-                               T *stages, Shared &shared) {
+                               T *stagesQ, T *stagesO, Shared &shared) {
   Barriers &barriers = shared.barriers;
   Copies copies = {0};
-  Turn turn = {0, 0};
+  unsigned number = 0;
   int thread = threadIdx.x % GROUP;
   for (unsigned parity = 0;; parity ^= 1) {
     copies.claim(&barriers.keysFree, parity);
@@ -190,23 +207,29 @@ __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
 #endif
     copies.commit(&barriers.keys);
     int count = item.count();
-    for (int n = 0; n < count; n++) {
+    for (int n = 0; n < count; n++, number++) {
       int tile = item.rowsAt(n);
       QueryRows rows = item.rows(u, tile);
-      copies.claim(&barriers.rowsFree[turn.stage], turn.parity);
-      T *stage = stages + turn.stage * STAGE_SIZE;
-      copyChunks<N, 0, WIDTH, COPIERS>(stage, u.q, WIDTH, rows);
+      unsigned place = placeIn<STAGES>(number);
+      copies.claim(&barriers.queriesFree[place], parityIn<STAGES>(number));
+      T *tileQ = stagesQ + place * QUERIES_SIZE;
+      copyChunks<N, 0, WIDTH, COPIERS>(tileQ, u.q, WIDTH, rows);
 #if ROPE > 0
-      copyChunks<N, WIDTH, ROPE, COPIERS>(stage, u.qRope, ROPE, rows);
+      copyChunks<N, WIDTH, ROPE, COPIERS>(tileQ, u.qRope, ROPE, rows);
 #endif
-      copyChunks<N, 0, VALUE, COPIERS>(stage + QUERIES_SIZE, dO, VALUE, rows);
-      if (thread == 0) shared.rows[turn.stage] = tile;
-      float *known = shared.known[turn.stage] + thread;
+      if (thread == 0) shared.rows[place] = tile;
+      copies.commit(&barriers.queries[place]);
+
+      place = placeIn<GRADIENT_STAGES>(number);
+      copies.claim(&barriers.gradientsFree[place],
+                   parityIn<GRADIENT_STAGES>(number));
+      copyChunks<N, 0, VALUE, COPIERS>(stagesO + place * GRADIENTS_SIZE, dO,
+                                       VALUE, rows);
+      float *known = shared.known[place] + thread;
       i64 row = rows.numberOf(thread);
       cpAsync4(known, &statistics[row].x, row >= 0);
       cpAsync4(known + N, &statistics[row].y, row >= 0);
-      copies.commit(&barriers.rows[turn.stage]);
-      turn.next();
+      copies.commit(&barriers.gradients[place]);
     }
   }
   copies.commit(&barriers.keys);
@@ -217,23 +240,23 @@ __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
 __device__ inline void awaitTurns(const Call &u, const Plan &plan,
                                   Shared &shared) {
   Barriers &barriers = shared.barriers;
-  Turn turn = {0, 0};
+  unsigned number = 0;
   for (unsigned parity = 0;; parity ^= 1) {
     await(&barriers.keys, parity);
     const Item &item = shared.items[parity];
     int count = item.count();
     if (count == 0) return;
-    for (int n = 0; n < count; n++) {
+    for (int n = 0; n < count; n++, number++) {
       int rows = item.rowsAt(n);
       int before = item.tile - item.firstOf(u, rows);
-      await(&barriers.rowsFree[turn.stage], turn.parity ^ 1);
+      unsigned place = placeIn<STAGES>(number);
+      await(&barriers.queriesFree[place], parityIn<STAGES>(number) ^ 1);
       i64 rowTile = item.rowTile + rows;
-      shared.sums[turn.stage] = plan.rowSums + rowTile * (PARTS * PART);
-      shared.isFirst[turn.stage] = before == 0;
-      shared.isLast[turn.stage] = item.tile == item.lastOf(u, rows);
+      shared.sums[place] = plan.rowSums + rowTile * (PARTS * PART);
+      shared.isFirst[place] = before == 0;
+      shared.isLast[place] = item.tile == item.lastOf(u, rows);
       awaitCount(plan.rowsDone(rowTile), before);
-      arrive(&barriers.turns[turn.stage]);
-      turn.next();
+      arrive(&barriers.turns[place]);
     }
     arrive(&barriers.keysFree);
   }
@@ -243,17 +266,17 @@ __device__ inline void awaitTurns(const Call &u, const Plan &plan,
 __device__ inline void passTurns(const Call &u, const Plan &plan,
                                  Shared &shared) {
   Barriers &barriers = shared.barriers;
-  Turn turn = {0, 0};
+  unsigned number = 0;
   for (unsigned parity = 0;; parity ^= 1) {
     await(&barriers.keys, parity);
     const Item &item = shared.items[parity];
     int count = item.count();
     if (count == 0) return;
-    for (int n = 0; n < count; n++) {
-      await(&barriers.added[turn.stage], turn.parity);
-      arrive(&barriers.rowsFree[turn.stage]);
+    for (int n = 0; n < count; n++, number++) {
+      unsigned place = placeIn<STAGES>(number);
+      await(&barriers.added[place], parityIn<STAGES>(number));
+      arrive(&barriers.queriesFree[place]);
       addToCount(plan.rowsDone(item.rowTile + item.rowsAt(n)));
-      turn.next();
     }
     arrive(&barriers.keysFree);
   }
@@ -299,16 +322,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   T *tileK = tilesIn(memory);
   T *tileV = LATENT ? tileK : tileK + tileSize(ROWS, KEY);
   T *tileS = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
-  T *stages = tileS + 2 * SCORES_SIZE;
+  T *stagesQ = tileS + 2 * SCORES_SIZE;
+  T *stagesO = stagesQ + STAGES * QUERIES_SIZE;
   int group = warpgroup();
   if (threadIdx.x == 0) {
     // Warps that copy, that compute, and the two that see to the turns.
     initBarrier(&barriers.keys, 2);
     initBarrier(&barriers.keysFree, 4 * GROUPS + 2);
+    for (int n = 0; n < GRADIENT_STAGES; n++) {
+      initBarrier(&barriers.gradients[n], 2);
+      initBarrier(&barriers.gradientsFree[n], 4 * GROUPS);
+    }
     for (int n = 0; n < STAGES; n++) {
-      initBarrier(&barriers.rows[n], 2);
+      initBarrier(&barriers.queries[n], 2);
       // One of the last two has to see each phase of `added`.
-      initBarrier(&barriers.rowsFree[n], 4 * GROUPS + 1);
+      initBarrier(&barriers.queriesFree[n], 4 * GROUPS + 1);
       initBarrier(&barriers.turns[n], 1);
       initBarrier(&barriers.added[n], 4 * GROUPS);
     }
@@ -320,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     giveRegisters<SERVING>();
     int thread = threadIdx.x % GROUP;
     if (thread < COPIERS) {
-      copyAll(u, plan, dO, statistics, tileK, tileV, stages, shared);
+      copyAll(u, plan, dO, statistics, tileK, tileV, stagesQ, stagesO, shared);
     }
     if (thread == COPIERS) awaitTurns(u, plan, shared);
     if (thread == COPIERS + 32) passTurns(u, plan, shared);
@@ -339,13 +367,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   constexpr int V_AT = LATENT ? 0 : tileSize(ROWS, KEY) / 8;
   constexpr int S_AT = V_AT + tileSize(ROWS, LATENT ? KEY : VALUE) / 8;
   constexpr int Q_AT = S_AT + 2 * SCORES_SIZE / 8;
+  constexpr int O_AT = Q_AT + STAGES * QUERIES_SIZE / 8;
   auto own = [&](int at) {
     return placeAt<ROWS>(tiles + at + group * (64 * 128 / 16));
   };
-  auto stageOf = [&](const Turn &of, int at) {
-    return placeAt<N>(tiles + Q_AT + of.stage * (STAGE_SIZE / 8) + at / 8);
+  auto queriesOf = [&](unsigned n) {
+    return placeAt<N>(tiles + Q_AT + placeIn<STAGES>(n) * (QUERIES_SIZE / 8));
   };
-  Turn turn = {0, 0};
+  // The number of the tile of rows.
+  unsigned number = 0;
   // Of the scores' gradients: which of two tiles, and its phase.
   int which = 0;
   unsigned phase = 0;
@@ -363,13 +393,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     float p[N / 8][4], x[N / 8][4];
     unsigned weights[N / 16][4];
 
+    // LSE or dO . o of the lane's rows: on their way while products are waited
+    // for, else they come one by one.
+    float2 known[N / 8];
+    auto loadKnown = [&](int which) {
+      const float *from = shared.known[placeIn<GRADIENT_STAGES>(number)] +
+                          which * N + laneColumn();
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) known[n] = *(const float2 *)(from + 8 * n);
+    };
     auto startScores = [&] {
       wgmmaFence();
-      multiplyTiles<KEY, ROWS, N>(p, own(0), stageOf(turn, 0));
+      multiplyTiles<KEY, ROWS, N>(p, own(0), queriesOf(number));
       wgmmaCommit();
     };
     auto startValues = [&] {
-      MatrixPlace placeO = stageOf(turn, QUERIES_SIZE);
+      MatrixPlace placeO =
+          placeAt<N>(tiles + O_AT +
+                     placeIn<GRADIENT_STAGES>(number) * (GRADIENTS_SIZE / 8));
       operandsOf(weights, p);
       hold(weights);
       hold(sumsV);
@@ -381,12 +422,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     };
     auto weigh = [&] {
       hold(p);
-      int base = shared.rows[turn.stage] * N;
-      const float *logs = shared.known[turn.stage] + laneColumn();
+      int base = shared.rows[placeIn<STAGES>(number)] * N;
 #pragma unroll
       for (int n = 0; n < N / 8; n++) {
-        float2 two = *(const float2 *)(logs + 8 * n);
-        float log[2] = {two.x * LOG2_E, two.y * LOG2_E};
+        float log[2] = {known[n].x * LOG2_E, known[n].y * LOG2_E};
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
@@ -405,11 +444,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // dS to shared memory, a key's rows side by side.
     auto differ = [&] {
       hold(x);
-      const float *deltas = shared.known[turn.stage] + N + laneColumn();
       T *to = tileS + which * SCORES_SIZE;
 #pragma unroll
       for (int n = 0; n < N / 8; n++) {
-        float2 delta = *(const float2 *)(deltas + 8 * n);
+        float2 delta = known[n];
         T *piece = to + (spot ^ n * 8);
         storePair(piece, p[n][0] * (x[n][0] - delta.x),
                   p[n][1] * (x[n][1] - delta.y));
@@ -431,7 +469,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       fenceProducts();
       arriveWarp(&barriers.scores[which]);
     };
-    auto startSums = [&](const Turn &of, bool saw) {
+    auto startSums = [&](unsigned of, bool saw) {
       int at = S_AT + which * (SCORES_SIZE / 8);
       hold(sumsK);
       wgmmaFence();
@@ -442,7 +480,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
       wgmmaCommit();
       if (saw) {
-        addProduct<N, ROWS>(sumsK, own(at), stageOf(of, 0));
+        addProduct<N, ROWS>(sumsK, own(at), queriesOf(of));
       }
       wgmmaCommit();
     };
@@ -451,14 +489,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       if (which == 0) phase ^= 1;
     };
     // The warpgroup's part of dQ, as registers hold it: 16 bytes a lane.
-    auto addQueries = [&](const Turn &at) {
+    auto addQueries = [&](unsigned of) {
       hold(x);
-      await(&barriers.turns[at.stage], at.parity);
+      unsigned place = placeIn<STAGES>(of);
+      await(&barriers.turns[place], parityIn<STAGES>(of));
       if (PARTS == 1 && group > 0) return;
-      bool isFirst = shared.isFirst[at.stage];
-      float4 *to = shared.sums[at.stage] + threadIdx.x % 32 +
+      bool isFirst = shared.isFirst[place];
+      float4 *to = shared.sums[place] + threadIdx.x % 32 +
                    (4 * group + warp) * (PART / 4);
-      if (!shared.isLast[at.stage]) {
+      if (!shared.isLast[place]) {
         if (isFirst) {
           store(x, to, 32);
         } else {
@@ -469,7 +508,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       if (!isFirst) addStored(x, to, 32);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        QueryRows rows = item.rows(u, shared.rows[at.stage]);
+        QueryRows rows = item.rows(u, shared.rows[place]);
         i64 index = rows.numberOf(16 * warp + laneRow() + 8 * half);
         emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
           c += CHUNK * group;
@@ -483,16 +522,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     // Where dQ is one warpgroup's, that is the only condition.
     auto seesTile = [&] {
-      await(&barriers.rows[turn.stage], turn.parity);
-      int base = shared.rows[turn.stage] * N;
+      unsigned place = placeIn<STAGES>(number);
+      await(&barriers.queries[place], parityIn<STAGES>(number));
+      int base = shared.rows[place] * N;
       return PARTS == 1 || (base < seen.someEnd && base + N > seen.someFirst);
     };
+    auto awaitGradients = [&] {
+      await(&barriers.gradients[placeIn<GRADIENT_STAGES>(number)],
+            parityIn<GRADIENT_STAGES>(number));
+    };
+    auto freeGradients = [&] {
+      arriveWarp(&barriers.gradientsFree[placeIn<GRADIENT_STAGES>(number)]);
+    };
     auto begin = [&](bool sees) {
+      if (sees) startScores();
+      awaitGradients();
       if (sees) {
-        startScores();
+        loadKnown(0);
         wgmmaWait<0>();
         weigh();
         startValues();
+        loadKnown(1);
         wgmmaWait<1>();
         differ();
         wgmmaWait<0>();
@@ -501,30 +551,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       } else {
         clearScores();
       }
+      freeGradients();
     };
     // The next tile, and dQ and dK of the one before. Whether the warpgroup sees
     // these is a constant of each call: products behind a condition would be
     // serialised.
-    auto step = [&](const Turn &before, bool sees, bool saw) {
+    auto step = [&](bool sees, bool saw) {
+      unsigned before = number - 1;
       if (sees) startScores();
       await(&barriers.scores[which], phase);
       startSums(before, saw);
       nextScores();
+      awaitGradients();
       if (sees) {
+        loadKnown(0);
         wgmmaWait<2>();
         weigh();
       }
       wgmmaWait<1>();
       addQueries(before);
-      arriveWarp(&barriers.added[before.stage]);
+      arriveWarp(&barriers.added[placeIn<STAGES>(before)]);
       if (sees) {
         startValues();
+        loadKnown(1);
         wgmmaWait<2>();
       } else {
         wgmmaWait<0>();
       }
       hold(sumsK);
-      arriveWarp(&barriers.rowsFree[before.stage]);
+      arriveWarp(&barriers.queriesFree[placeIn<STAGES>(before)]);
       if (sees) {
         wgmmaWait<1>();
         differ();
@@ -534,18 +589,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       } else {
         clearScores();
       }
+      freeGradients();
     };
     auto end = [&](bool saw) {
       await(&barriers.scores[which], phase);
-      startSums(turn, saw);
+      startSums(number, saw);
       nextScores();
       wgmmaWait<1>();
-      addQueries(turn);
-      arriveWarp(&barriers.added[turn.stage]);
+      addQueries(number);
+      arriveWarp(&barriers.added[placeIn<STAGES>(number)]);
       wgmmaWait<0>();
       hold(sumsK);
-      arriveWarp(&barriers.rowsFree[turn.stage]);
-      turn.next();
+      arriveWarp(&barriers.queriesFree[placeIn<STAGES>(number)]);
+      number++;
     };
     bool saw = seesTile();
     if (saw) {
@@ -554,19 +610,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       begin(false);
     }
     for (int n = 1; n < count; n++) {
-      Turn before = turn;
-      turn.next();
+      number++;
       renew(tiles);
       renew(spot);
       bool sees = seesTile();
       if (sees && saw) {
-        step(before, true, true);
+        step(true, true);
       } else if (sees) {
-        step(before, true, false);
+        step(true, false);
       } else if (saw) {
-        step(before, false, true);
+        step(false, true);
       } else {
-        step(before, false, false);
+        step(false, false);
       }
       saw = sees;
     }

@@ -178,8 +178,11 @@ __device__ inline void copyChunks(T *tile, const T *from, int stride,
   constexpr int CHUNKS = TAKEN == 64 ? COLUMNS / 64 : 1;
   constexpr int PIECES = TAKEN / 8;
   constexpr int STEP = BY / PIECES;
-  int piece = threadIdx.x % PIECES;
-  int row = threadIdx.x % BY / PIECES;
+  // What is made of it is made anew: warps that copy have few registers.
+  unsigned thread = threadIdx.x % BY;
+  renew(thread);
+  int piece = thread % PIECES;
+  int row = thread / PIECES;
   // Rows that are a multiple of 8 apart have their pieces in the same places.
   static_assert(STEP % 8 == 0, "so are a thread's rows");
   T *to = tile + FIRST / 64 * COUNT * 64 + row * 64 +

@@ -99,6 +99,9 @@ export function hopperForwardCut(
 /** Sums of dQ at most: a share of the device's memory. */
 const mostSumBytes = ({ totalBytes }: DeviceFacts) => totalBytes / 16;
 
+/** Tiles of dO, as in hopper-backward.cu: only those of q are needed for long. */
+const GRADIENT_STAGES = 2;
+
 /** The cut of all gradients in one walk: its `keys` are rows of queries. */
 export function hopperBackwardCut(
   shape: AttentionShape,
@@ -119,14 +122,16 @@ export function hopperBackwardCut(
   const keyColumns = wholeChunks(width + ropeWidth);
   const sums = rowTilesOf(view, keys) * shape.keyHeads * keys * keyColumns;
   if (4 * sums > mostSumBytes(facts)) return undefined;
-  const columns = keyColumns + wholeChunks(valueWidth);
-  const own = isLatent ? keyColumns : columns;
-  // Gradients of scores twice; with each row its LSE and dO . o.
-  const bytesOf = (stages: number) =>
-    2 * (ROWS * (own + 2 * keys) + stages * keys * (columns + 4)) + SPARE_BYTES;
-  const stages = [3, 2].find((n) => bytesOf(n) <= facts.sharedBytes);
-  if (stages === undefined) return undefined;
-  return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
+  const valueColumns = wholeChunks(valueWidth);
+  const own = keyColumns + (isLatent ? 0 : valueColumns);
+  // Gradients of scores twice; tiles of q, and of dO with each row's LSE and
+  // dO . o.
+  const stages = 4;
+  const streamed = stages * keyColumns + GRADIENT_STAGES * (valueColumns + 4);
+  const sharedBytes =
+    2 * (ROWS * (own + 2 * keys) + keys * streamed) + SPARE_BYTES;
+  if (sharedBytes > facts.sharedBytes) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes };
 }
 
 /** Their rows of queries stand one behind the other. */
