@@ -327,6 +327,42 @@ inline void addToCount(int *counter) { ++*counter; }
 inline void addFour(float4 *at, float4 x) {
   *at = {at->x + x.x, at->y + x.y, at->z + x.z, at->w + x.w};
 }
+// Late, as a card might: what is read must not change until the thread waits.
+struct AsaBulk {
+  float4 *at = nullptr;
+  const void *shared = nullptr;
+  // Not 0: what begins as 0 is a block's shared memory.
+  int pieces = -1;
+  bool adds = false;
+};
+inline AsaBulk asaBulks[1024];
+inline void asaStartBulk(float4 *at, const void *shared, int bytes, bool adds) {
+  AsaBulk &own = asaBulks[threadIdx.x];
+  if (bytes % 16 > 0) asaGiveUp("cp.async.bulk: whole pieces of 16 bytes");
+  if (own.pieces >= 0) asaGiveUp("cp.async.bulk: the thread has not waited");
+  own.at = at;
+  own.shared = shared;
+  own.pieces = bytes / 16;
+  own.adds = adds;
+}
+inline void bulkAdd(float4 *at, const void *shared, int bytes) {
+  asaStartBulk(at, shared, bytes, true);
+}
+inline void bulkStore(float4 *at, const void *shared, int bytes) {
+  asaStartBulk(at, shared, bytes, false);
+}
+inline void bulkWait() {
+  AsaBulk &own = asaBulks[threadIdx.x];
+  const float4 *from = (const float4 *)own.shared;
+  for (int i = 0; i < own.pieces; i++) {
+    if (own.adds) {
+      addFour(own.at + i, from[i]);
+    } else {
+      own.at[i] = from[i];
+    }
+  }
+  own.pieces = -1;
+}
 inline void initBarrier(Mbarrier *at, int count) { asaInitBarrier(at, count); }
 inline void arrive(Mbarrier *at) { asaArrive(at); }
 inline bool hasEnded(Mbarrier *at, unsigned parity) {

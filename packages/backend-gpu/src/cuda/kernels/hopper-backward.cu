@@ -4,6 +4,7 @@
 // a row's parts are added in the order of the keys. See "One walk for all
 // gradients" of the kernel notebook.
 #include "hopper.cuh"
+#define BULK 1
 
 static_assert(ROWS == 128 && N == 64 && KEY <= 128, "what registers hold");
 
@@ -324,6 +325,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   T *tileS = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
   T *stagesQ = tileS + 2 * SCORES_SIZE;
   T *stagesO = stagesQ + STAGES * QUERIES_SIZE;
+  float4 *staged = (float4 *)(stagesO + GRADIENT_STAGES * GRADIENTS_SIZE) +
+                   threadIdx.x / 32 * (PART / 4) + threadIdx.x % 32;
   int group = warpgroup();
   if (threadIdx.x == 0) {
     // Warps that copy, that compute, and the two that see to the turns.
@@ -498,11 +501,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float4 *to = shared.sums[place] + threadIdx.x % 32 +
                    (4 * group + warp) * (PART / 4);
       if (!shared.isLast[place]) {
+#ifdef BULK
+        store(x, staged, 32);
+        fenceProducts();
+        __syncwarp();
+        if (threadIdx.x % 32 > 0) return;
+        constexpr int BYTES = PART / 4 * sizeof(float4);
+        if (isFirst) {
+          bulkStore(to, staged, BYTES);
+        } else {
+          bulkAdd(to, staged, BYTES);
+        }
+#else
         if (isFirst) {
           store(x, to, 32);
         } else {
           addTo(to, x, 32);
         }
+#endif
         return;
       }
       if (!isFirst) addStored(x, to, 32);
@@ -520,6 +536,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
     };
 
+    // What the warp has added is there.
+    auto finishAdding = [&](unsigned of) {
+      __syncwarp();
+      if (threadIdx.x % 32 > 0) return;
+#ifdef BULK
+      bulkWait();
+#endif
+      arrive(&barriers.added[placeIn<STAGES>(of)]);
+    };
     // Where dQ is one warpgroup's, that is the only condition.
     auto seesTile = [&] {
       unsigned place = placeIn<STAGES>(number);
@@ -570,7 +595,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
       wgmmaWait<1>();
       addQueries(before);
-      arriveWarp(&barriers.added[placeIn<STAGES>(before)]);
+#ifndef BULK
+      finishAdding(before);
+#endif
       if (sees) {
         startValues();
         loadKnown(1);
@@ -589,6 +616,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       } else {
         clearScores();
       }
+#ifdef BULK
+      finishAdding(before);
+#endif
       freeGradients();
     };
     auto end = [&](bool saw) {
@@ -597,7 +627,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       nextScores();
       wgmmaWait<1>();
       addQueries(number);
-      arriveWarp(&barriers.added[placeIn<STAGES>(number)]);
+      finishAdding(number);
       wgmmaWait<0>();
       hold(sumsK);
       arriveWarp(&barriers.queriesFree[placeIn<STAGES>(number)]);

@@ -108,6 +108,34 @@ __device__ inline void addFour(float4 *at, float4 x) {
                : "memory");
 }
 
+/**
+ * cp.reduce.async.bulk, cp.async.bulk (9.7.9.25): adds so many bytes of f32 in
+ * shared memory to those at `at`, or puts them there; a multiple of 16. The
+ * thread goes on; others' writes of what is read are behind `fenceProducts`.
+ */
+__device__ inline void bulkAdd(float4 *at, const void *shared, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32"
+               " [%0], [%1], %2;\n"
+               "cp.async.bulk.commit_group;"
+               :
+               : "l"(at), "r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "r"(bytes)
+               : "memory");
+}
+__device__ inline void bulkStore(float4 *at, const void *shared, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group"
+               " [%0], [%1], %2;\n"
+               "cp.async.bulk.commit_group;"
+               :
+               : "l"(at), "r"((unsigned)__cvta_generic_to_shared(shared)),
+                 "r"(bytes)
+               : "memory");
+}
+/** Until all that the thread has started is there. */
+__device__ inline void bulkWait() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 /** mbarrier (9.7.13.15): a phase ends when so many threads have arrived. */
 typedef unsigned long long Mbarrier;
 __device__ inline void initBarrier(Mbarrier *barrier, int count) {

@@ -127,10 +127,10 @@ export function hopperBackwardCut(
   // Gradients of scores twice; tiles of q, and of dO with each row's LSE and
   // dO . o.
   const stages = 4;
-  const streamed = stages * keyColumns + GRADIENT_STAGES * (valueColumns + 4);
+  const streamed = stages * keyColumns + GRADIENT_STAGES * valueColumns;
   const sharedBytes =
-    2 * (ROWS * (own + 2 * keys) + keys * streamed) + SPARE_BYTES;
-  if (sharedBytes > facts.sharedBytes) return undefined;
+    2 * (ROWS * (own + 2 * keys) + keys * streamed) + 4 * keys * keyColumns + 1024;
+  if (sharedBytes + 1600 > facts.sharedBytes) return undefined;
   return { rows: ROWS, keys, stages, sharedBytes };
 }
 
