@@ -229,10 +229,11 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     },
   ],
   'hopper-importance': [
-    { ...grouped, STAGES: 4, LEADER_ROWS: 16 },
-    { ...latent, LEADER_ROWS: 16 },
-    { ...latent, LEADER_ROWS: 8 },
-    { ...narrow, STAGES: 4, LEADER_ROWS: 4 },
+    { ...grouped, LEADER_ROWS: 16, QUERY_STAGES: 2 },
+    { ...grouped, STAGES: 4, LEADER_ROWS: 16, QUERY_STAGES: 1 },
+    { ...latent, LEADER_ROWS: 16, QUERY_STAGES: 1 },
+    { ...latent, LEADER_ROWS: 8, QUERY_STAGES: 1 },
+    { ...narrow, LEADER_ROWS: 4, QUERY_STAGES: 2 },
   ].map((form) => ({
     ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
     ...{ UNIT: form.LEADER_ROWS, VIEW: 'COMPRESSED', BLOCK: 1 },

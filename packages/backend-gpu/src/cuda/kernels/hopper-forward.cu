@@ -18,11 +18,38 @@ struct Barriers {
   Mbarrier values[STAGES], valuesFree[STAGES];
 };
 
+#if !LATENT
+/** The values of a tile whose keys have been copied; none at first. */
+struct DueValues {
+  Turn turn;
+  const T *from;
+  int stride, count;
+
+  __device__ void set(const Source &source, int base, int end) {
+    stride = source.valueStride;
+    from = source.v + (i64)base * stride;
+    count = end - base;
+  }
+  __device__ void copy(Copies &copies, T *stages, Barriers &barriers) {
+    if (!from) return;
+    copies.claim(&barriers.valuesFree[turn.stage], turn.parity);
+    copyTile<N, 0, VALUE>(stages + turn.stage * VALUES_SIZE, from, stride, 0,
+                          count);
+    copies.commit(&barriers.values[turn.stage]);
+    turn.next();
+    from = 0;
+  }
+};
+#endif
+
 __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
                                Barriers &barriers, int count, int tiles,
                                int sequences) {
   Copies copies = {0};
   Turn turn = {0, 0};
+#if !LATENT
+  DueValues values = {{0, 0}, 0, 0, 0};
+#endif
   unsigned parity = 0;
   clearBehind<ROWS, WIDTH + ROPE>(tileQ);
 #pragma unroll
@@ -34,18 +61,11 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
     if (!tile.open(u, number, tiles, sequences)) continue;
     Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
     QueryRows rows = tile.rows(u);
-    copies.claim(&barriers.queriesFree, parity);
-    copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
-#if ROPE > 0
-    copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
-#endif
-    copies.commit(&barriers.queries);
-    parity ^= 1;
-#if !LATENT
-    Turn turnV = turn;
-#endif
-    // A tile's keys go before the values of the tile before it.
-    for (int base = tile.first; base < tile.end + N; base += N) {
+    // A tile's keys go before the values of the tile before it, be that of other
+    // rows: queries come last, as there is no place for them until all others
+    // have been multiplied.
+    int base = tile.first;
+    do {
       if (base < tile.end) {
         T *stage = stagesK + turn.stage * KEYS_SIZE;
         copies.claim(&barriers.keysFree[turn.stage], turn.parity);
@@ -57,16 +77,24 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
         turn.next();
       }
 #if !LATENT
-      if (base > tile.first) {
-        copies.claim(&barriers.valuesFree[turnV.stage], turnV.parity);
-        copyTile<N, 0, VALUE>(stagesV + turnV.stage * VALUES_SIZE, from.v,
-                           from.valueStride, base - N, tile.end);
-        copies.commit(&barriers.values[turnV.stage]);
-        turnV.next();
-      }
+      values.copy(copies, stagesV, barriers);
+      if (base < tile.end) values.set(from, base, tile.end);
 #endif
-    }
+      if (base == tile.first) {
+        copies.claim(&barriers.queriesFree, parity);
+        copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
+#if ROPE > 0
+        copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
+#endif
+        copies.commit(&barriers.queries);
+        parity ^= 1;
+      }
+      base += N;
+    } while (base < tile.end);
   }
+#if !LATENT
+  values.copy(copies, stagesV, barriers);
+#endif
   copies.announce<0>();
 }
 

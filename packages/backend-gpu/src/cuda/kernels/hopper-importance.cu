@@ -13,7 +13,13 @@ constexpr int PACKED = 16 / SHARE;
 constexpr int LEADERS = ROWS / SHARE;
 /** Probabilities of the tile before that a block may need. */
 constexpr int CARRY = 32;
+constexpr int QUERIES_SIZE = tileSize(ROWS, KEY);
 constexpr int KEYS_SIZE = tileSize(N, KEY);
+
+struct Barriers {
+  Mbarrier queries[QUERY_STAGES], queriesFree[QUERY_STAGES];
+  Mbarrier keys[STAGES], keysFree[STAGES];
+};
 
 /** Some leaders of one group, the last ones first: they see most. */
 struct LeaderTile {
@@ -72,16 +78,19 @@ struct LeaderRows {
   }
 };
 
-__device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
-                               T *stages, Mbarrier *queries, Mbarrier *keys,
-                               int count, int tiles, int sequences) {
+__device__ inline void copyAll(const Call &u, const Ranks &ranks, T *stagesQ,
+                               T *stagesK, Barriers &barriers, int count,
+                               int tiles, int sequences) {
   Copies copies = {0};
+  TurnOf<QUERY_STAGES> turnQ = {0, 0};
   Turn turn = {0, 0};
-  unsigned parity = 0;
-  clearBehind<ROWS, WIDTH + ROPE>(tileQ);
+#pragma unroll
+  for (int n = 0; n < QUERY_STAGES; n++) {
+    clearBehind<ROWS, WIDTH + ROPE>(stagesQ + n * QUERIES_SIZE);
+  }
 #pragma unroll
   for (int n = 0; n < STAGES; n++) {
-    clearBehind<N, WIDTH + ROPE>(stages + n * KEYS_SIZE);
+    clearBehind<N, WIDTH + ROPE>(stagesK + n * KEYS_SIZE);
   }
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
@@ -89,21 +98,22 @@ __device__ inline void copyAll(const Call &u, const Ranks &ranks, T *tileQ,
     Source from =
         sourceOf(u, tile.s, tile.group * UNIT / (u.heads / u.keyHeads));
     LeaderRows rows(u, tile);
-    copies.claim(queries + 1, parity);
+    T *tileQ = stagesQ + turnQ.stage * QUERIES_SIZE;
+    copies.claim(&barriers.queriesFree[turnQ.stage], turnQ.parity);
     copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
 #if ROPE > 0
     copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
 #endif
-    copies.commit(queries);
-    parity ^= 1;
+    copies.commit(&barriers.queries[turnQ.stage]);
+    turnQ.next();
     for (int base = 0; base < tile.end; base += N) {
-      T *stage = stages + turn.stage * KEYS_SIZE;
-      copies.claim(keys + STAGES + turn.stage, turn.parity);
+      T *stage = stagesK + turn.stage * KEYS_SIZE;
+      copies.claim(&barriers.keysFree[turn.stage], turn.parity);
       copyTile<N, 0, WIDTH>(stage, from.k, from.keyStride, base, tile.seen);
 #if ROPE > 0
       copyTile<N, WIDTH, ROPE>(stage, from.kRope, ROPE, base, tile.seen);
 #endif
-      copies.commit(keys + turn.stage);
+      copies.commit(&barriers.keys[turn.stage]);
       turn.next();
     }
   }
@@ -149,25 +159,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     hopperImportance(Call u, const float *lse, float *importance, Ranks ranks,
                      int count, int tiles, int sequences) {
   extern __shared__ int4 memory[];
-  // Each is followed by those of places that are free again.
-  __shared__ Mbarrier queries[2];
-  __shared__ Mbarrier keys[2 * STAGES];
+  __shared__ Barriers barriers;
   __shared__ Window windows[LEADERS];
-  T *tileQ = tilesIn(memory);
-  T *stages = tileQ + tileSize(ROWS, KEY);
+  T *stagesQ = tilesIn(memory);
+  T *stagesK = stagesQ + QUERY_STAGES * QUERIES_SIZE;
   int group = warpgroup();
   if (threadIdx.x == 0) {
-    initBarrier(queries, 4);
-    initBarrier(queries + 1, 4 * GROUPS);
+    // Warps that copy; warps that compute.
+    for (int n = 0; n < QUERY_STAGES; n++) {
+      initBarrier(&barriers.queries[n], 4);
+      initBarrier(&barriers.queriesFree[n], 4 * GROUPS);
+    }
     for (int n = 0; n < STAGES; n++) {
-      initBarrier(keys + n, 4);
-      initBarrier(keys + STAGES + n, 4 * GROUPS);
+      initBarrier(&barriers.keys[n], 4);
+      initBarrier(&barriers.keysFree[n], 4 * GROUPS);
     }
   }
   __syncthreads();
   if (group == GROUPS) {
     giveRegisters<COPYING>();
-    copyAll(u, ranks, tileQ, stages, queries, keys, count, tiles, sequences);
+    copyAll(u, ranks, stagesQ, stagesK, barriers, count, tiles, sequences);
     return;
   }
   takeRegisters<COMPUTING>();
@@ -176,10 +187,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   int lane = threadIdx.x % 32;
   Window *own = windows + warp * PACKED;
   float scale = u.scale * LOG2_E;
-  MatrixPlace placeQ = placeOf<ROWS>(tileQ) + 64 * group * 128 / 16;
-  MatrixPlace placeK = placeOf<N>(stages);
+  MatrixPlace placesQ = placeOf<ROWS>(stagesQ) + 64 * group * 128 / 16;
+  MatrixPlace placesK = placeOf<N>(stagesK);
+  TurnOf<QUERY_STAGES> turnQ = {0, 0};
   Turn turn = {0, 0};
-  unsigned parity = 0;
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     LeaderTile tile;
     if (!tile.open(u, ranks, number, tiles, sequences)) continue;
@@ -199,20 +210,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
 #pragma unroll
     for (int n = 0; n < PACKED; n++) own[n][lane] = 0;
-    await(queries, parity);
-    parity ^= 1;
+    await(&barriers.queries[turnQ.stage], turnQ.parity);
+    MatrixPlace placeQ = placesQ + turnQ.stage * (QUERIES_SIZE * 2 / 16);
     for (int base = 0; base < tile.end; base += N) {
       float p[N / 8][4];
-      await(keys + turn.stage, turn.parity);
+      await(&barriers.keys[turn.stage], turn.parity);
       wgmmaFence();
       multiplyTiles<KEY, ROWS, N>(p, placeQ,
-                                  placeK + turn.stage * (KEYS_SIZE * 2 / 16));
+                                  placesK + turn.stage * (KEYS_SIZE * 2 / 16));
       wgmmaCommit();
       wgmmaWait<0>();
       hold(p);
-      arriveWarp(keys + STAGES + turn.stage);
+      arriveWarp(&barriers.keysFree[turn.stage]);
       turn.next();
-      if (base + N >= tile.end) arriveWarp(queries + 1);
+      if (base + N >= tile.end) {
+        arriveWarp(&barriers.queriesFree[turnQ.stage]);
+        turnQ.next();
+      }
 #pragma unroll
       for (int n = 0; n < N / 8; n++) {
 #pragma unroll

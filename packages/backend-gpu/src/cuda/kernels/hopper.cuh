@@ -230,17 +230,18 @@ template <int COUNT, int FIRST> __device__ inline void clearBehind(T *tile) {
   }
 }
 
-/** A place in a ring of STAGES tiles, and the parity of its phase. */
-struct Turn {
+/** A place in a ring of tiles, and the parity of its phase. */
+template <int PLACES> struct TurnOf {
   int stage;
   unsigned parity;
 
   __device__ void next() {
-    if (++stage < STAGES) return;
+    if (++stage < PLACES) return;
     stage = 0;
     parity ^= 1;
   }
 };
+typedef TurnOf<STAGES> Turn;
 
 /** A warp's arrival, of what all its lanes have done. */
 __device__ inline void arriveWarp(Mbarrier *barrier) {

@@ -291,6 +291,8 @@ const PACKS_LEADERS = true;
 export interface RankingCut extends HopperCut {
   /** Rows that each leader has. */
   readonly leaderRows: number;
+  /** Tiles of rows in shared memory. */
+  readonly queryStages: number;
 }
 
 /**
@@ -313,13 +315,16 @@ export function hopperImportanceCut(
   const leaderRows = PACKS_LEADERS ? few : 16;
   const columns = wholeChunks(shape.width + shape.ropeWidth);
   const tables = (rows / leaderRows) * (32 + keys) * 4;
-  const bytesOf = (stages: number) =>
-    2 * columns * (rows + stages * keys) + SPARE_BYTES;
-  const stages = [4, 3, 2].find(
-    (n) => bytesOf(n) + tables <= facts.sharedBytes,
-  );
-  if (stages === undefined) return undefined;
-  return { rows, keys, stages, sharedBytes: bytesOf(stages), leaderRows };
+  // The next rows come while the last ones' keys do, where there is room.
+  const rings = [
+    { queryStages: 2, stages: 2 },
+    ...[4, 3, 2].map((stages) => ({ queryStages: 1, stages })),
+  ];
+  const bytesOf = ({ queryStages, stages }: (typeof rings)[number]) =>
+    2 * columns * (queryStages * rows + stages * keys) + SPARE_BYTES;
+  const ring = rings.find((x) => bytesOf(x) + tables <= facts.sharedBytes);
+  if (ring === undefined) return undefined;
+  return { rows, keys, ...ring, sharedBytes: bytesOf(ring), leaderRows };
 }
 
 export function hopperLaunch(

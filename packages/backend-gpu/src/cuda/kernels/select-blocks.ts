@@ -136,7 +136,10 @@ function rank(
       file: 'hopper-importance',
       entry: 'hopperImportance',
       ...launch,
-      defines: { ...defines, ...defined, LEADER_ROWS: hopper.leaderRows },
+      defines: {
+        ...{ ...defines, ...defined },
+        ...{ LEADER_ROWS: hopper.leaderRows, QUERY_STAGES: hopper.queryStages },
+      },
       grid: [context.facts.multiprocessors],
       arguments: [...inputsOf(), ...grid],
     });
