@@ -192,6 +192,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1, LATENT },
     })),
+    { ...narrow, ...dense, ...hopper, STAGES: 4, N: 64, UNIT: 4 },
   ],
   'hopper-backward-keys': [
     { ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },

@@ -9,12 +9,19 @@ struct Choice {
   int count, initial, local;
 };
 
+#define THREADS 256
+/** Ranks that a warp searches in registers, two a lane. */
+#define MOST_FOUND 64
+
 /** F, then the best others by (P descending, j ascending); ascending */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(THREADS)
     selectBlocks(Ranks ranks, Choice u, const float *importance,
                  const int *previous, int *indices) {
+  __shared__ unsigned above[THREADS / 32][MOST_FOUND];
   i64 number = globalIndex() / 32;
   int lane = threadIdx.x % 32;
+  unsigned before = (1u << lane) - 1;
+  unsigned *candidates = above[threadIdx.x / 32];
   int group = number % ranks.groups;
   int leader = ranks.first + number / ranks.groups;
   if (number / ranks.groups >= ranks.count) return;
@@ -55,30 +62,75 @@ extern "C" __global__ void __launch_bounds__(256)
     return warpSum(reached);
   };
 
-  // The rank of the last that is chosen, bit by bit: the largest that `wanted`
-  // blocks reach.
-  unsigned least = 0;
-  if (own - forced > wanted) {
+  // The largest rank that `wanted` of two ranks a lane reach, or a smaller one
+  // that no more do; bit by bit.
+  auto reachBoth = [&](unsigned x, unsigned y, unsigned least) {
+    return __popc(__ballot_sync(0xffffffff, x >= least)) +
+           __popc(__ballot_sync(0xffffffff, y >= least));
+  };
+  auto search = [&](auto reached) {
+    unsigned least = 0;
     for (int bit = 30; bit >= 0; bit--) {
       unsigned candidate = least | 1u << bit;
-      int reached = reach(candidate);
-      if (reached >= wanted) least = candidate;
-      if (reached == wanted) break;
+      int count = reached(candidate);
+      if (count >= wanted) least = candidate;
+      if (count == wanted) break;
+    }
+    return least;
+  };
+  // The rank of the last that is chosen, and how many of that rank are. Each
+  // lane's most and second most already tell what it is at least: few others
+  // are above that, and are all that has to be searched.
+  unsigned least = 0;
+  int room = wanted;
+  if (own - forced > wanted) {
+    unsigned most = 0, second = 0;
+#pragma unroll
+    for (int n = 0; n < steps; n++) {
+      unsigned bits = rankOf(n);
+      second = max(second, min(most, bits));
+      most = max(most, bits);
+    }
+    unsigned low = search(
+        [&](unsigned least) { return reachBoth(most, second, least); });
+    low = max(low, 1);
+    int found = 0;
+#pragma unroll
+    for (int n = 0; n < steps; n++) {
+      unsigned bits = rankOf(n);
+      unsigned is = __ballot_sync(0xffffffff, bits >= low);
+      if (is == 0) continue;
+      int at = found + __popc(is & before);
+      if (bits >= low && at < MOST_FOUND) candidates[at] = bits;
+      found += __popc(is);
+    }
+    __syncwarp();
+    if (found <= MOST_FOUND) {
+      unsigned x = lane < found ? candidates[lane] : 0;
+      unsigned y = lane + 32 < found ? candidates[lane + 32] : 0;
+      auto reached = [&](unsigned least) { return reachBoth(x, y, least); };
+      // Some that were not found may reach what tells those that were apart.
+      least = max(search(reached), low);
+      room -= min(wanted, reached(least + 1));
+    } else {
+      least = search(reach);
+      room -= min(wanted, reach(least + 1));
     }
   }
   // Of those that equal the least, the first ones.
-  int room = wanted - min(wanted, reach(least + 1));
   int place = 0;
-  unsigned before = (1u << lane) - 1;
 #pragma unroll
   for (int n = 0; n < steps; n++) {
     int j = 32 * n + lane;
     unsigned bits = rankOf(n);
-    unsigned equals = __ballot_sync(0xffffffff, bits > 0 && bits == least);
-    bool isFirst = __popc(equals & before) < room;
-    bool isChosen = bits > least || (bits > 0 && bits == least && isFirst) ||
-                    (j < own && isForced(j));
-    room -= min(room, __popc(equals));
+    bool isKept = j < own && isForced(j);
+    bool reaches = bits > 0 && bits >= least;
+    if (!__any_sync(0xffffffff, isKept || reaches)) continue;
+    bool equals = reaches && bits == least;
+    unsigned alike = __ballot_sync(0xffffffff, equals);
+    bool isFirst = __popc(alike & before) < room;
+    bool isChosen = isKept || (reaches && (!equals || isFirst));
+    room -= min(room, __popc(alike));
     unsigned chosen = __ballot_sync(0xffffffff, isChosen);
     if (isChosen) list[place + __popc(chosen & before)] = j;
     place += __popc(chosen);

@@ -51,7 +51,7 @@ function backwardInOneWalk(
   const { facts } = context;
   const { sequences } = view;
   const shape = shapeOf(inputs);
-  const { keyHeads, width, ropeWidth, valueWidth } = shape;
+  const { keyHeads } = shape;
   const plan = hopperPlan(shape, view, cut, facts);
   const units = keyHeads * sequences.count;
   // The rotary key is shared: each key head gives its part of the gradient.
@@ -60,11 +60,8 @@ function backwardInOneWalk(
   clearUnwritten(context, [dK, dV, shares], view.keyRows !== extent(dK, 0));
   const statistics = rowStatistics(context, inputs);
   const rowSums = context.scratch(plan.rowSums, 'f32');
-  const columns = width + ropeWidth + valueWidth;
   const keySums =
-    plan.ranges > 1
-      ? context.scratch(units * plan.keyTiles * cut.rows * columns, 'f32')
-      : undefined;
+    plan.ranges > 1 ? context.scratch(plan.keySums, 'f32') : undefined;
   // The next item, then how far sums have come.
   const counts = 1 + keyHeads * plan.rowTiles + units * plan.keyTiles;
   const counters = context.scratch(counts, 'i32');

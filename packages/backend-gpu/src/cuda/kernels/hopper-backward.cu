@@ -26,8 +26,8 @@ constexpr int PART = N * CHUNK / 4;
 constexpr int PARTS = KEY > CHUNK ? 2 : 1;
 
 /** Registers of a thread that computes, and of one that does not. */
-constexpr int SUMMING = KEY + VALUE > 208 ? 240 : 216;
-constexpr int SERVING = KEY + VALUE > 208 ? 24 : 72;
+constexpr int SUMMING = KEY + VALUES > 208 ? 240 : 216;
+constexpr int SERVING = KEY + VALUES > 208 ? 24 : 72;
 static_assert(GROUPS * SUMMING + SERVING <= 65536 / GROUP, "a block's share");
 
 /** Threads that compute; of those that do not, the first ones copy. */
@@ -189,6 +189,20 @@ __device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
   Copies copies = {0};
   unsigned number = 0;
   int thread = threadIdx.x % GROUP;
+  // Behind values that are columns of their keys others follow, whose products
+  // with the zeros of dO are 0.
+  clearBehind<ROWS, WIDTH + ROPE, COPIERS>(tileK);
+#if !LATENT
+  clearBehind<ROWS, VALUE, COPIERS>(tileV);
+#endif
+#pragma unroll
+  for (int n = 0; n < STAGES; n++) {
+    clearBehind<N, WIDTH + ROPE, COPIERS>(stagesQ + n * QUERIES_SIZE);
+  }
+#pragma unroll
+  for (int n = 0; n < GRADIENT_STAGES; n++) {
+    clearBehind<N, VALUE, COPIERS>(stagesO + n * GRADIENTS_SIZE);
+  }
   for (unsigned parity = 0;; parity ^= 1) {
     copies.claim(&barriers.keysFree, parity);
     if (thread == 0) takeItem(u, plan, shared.items[parity]);
@@ -389,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (count == 0) return;
     SeenRows seen = SeenRows::of(u, item, item.firstKey + 64 * group);
     float sumsK[KEY / 8][4];
-    float sumsV[VALUE / 8][4];
+    float sumsV[VALUES / 8][4];
     clear(sumsK);
     clear(sumsV);
     // x: dP, then a part of dQ.
@@ -418,7 +432,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       hold(weights);
       hold(sumsV);
       wgmmaFence();
-      multiplyTiles<VALUE, ROWS, N>(x, own(V_AT), placeO);
+      multiplyTiles<VALUES, ROWS, N>(x, own(V_AT), placeO);
       wgmmaCommit();
       multiplyWeights(sumsV, weights, placeO, 1);
       wgmmaCommit();
@@ -528,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         i64 index = rows.numberOf(16 * warp + laneRow() + 8 * half);
         emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
           c += CHUNK * group;
-          if (index < 0 || c >= KEY) return;
+          if (index < 0 || c >= WIDTH + ROPE) return;
           storeFour(c < WIDTH ? dQ + index * WIDTH + c
                               : dQRope + index * ROPE + c - WIDTH,
                     low, high);
@@ -665,7 +679,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Ranges add to the keys' sums one behind the other, the last rows first.
     int thread = threadIdx.x;
     float4 *sums = plan.keySums + thread +
-                   (i64)item.unitTile * ((KEY + VALUE) / 8 * CONSUMERS);
+                   (i64)item.unitTile * ((KEY + VALUES) / 8 * CONSUMERS);
     if (item.before > 0) {
       if (thread % 32 == 0) {
         awaitCount(plan.keysDone(u, item.unitTile), 4 * GROUPS * item.before);
@@ -687,14 +701,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       bool isKey = key < item.endKey;
       i64 at = ((i64)keyStart(item.s) + key) * u.keyHeads + item.keyHead;
       emitRow(sumsV, half, 1, [&](int c, unsigned low, unsigned high) {
-        if (isKey) storeFour(dV + at * VALUE + c, low, high);
+        if (isKey && c < VALUE) storeFour(dV + at * VALUE + c, low, high);
       });
       emitRow(sumsK, half, u.scale, [&](int c, unsigned low, unsigned high) {
         if (isKey && c < WIDTH) storeFour(dK + at * WIDTH + c, low, high);
       });
       // The rotary key is shared: this is the head's part of its gradient.
 #pragma unroll
-      for (int n = WIDTH / 8; n < KEY / 8; n++) {
+      for (int n = WIDTH / 8; n < (WIDTH + ROPE) / 8; n++) {
         if (!isKey) continue;
         storePair(dKRope + at * ROPE + 8 * n + laneColumn() - WIDTH,
                   sumsK[n][2 * half] * u.scale,

@@ -218,12 +218,13 @@ __device__ inline void copyTile(T *tile, const T *from, int stride, int base,
 
 /**
  * Columns of COUNT rows from FIRST on are 0, as products take 16 at a time: no
- * copy writes there. The warpgroup that copies does it, before it announces any.
+ * copy writes there. The BY threads that copy do it, before they announce any.
  */
-template <int COUNT, int FIRST> __device__ inline void clearBehind(T *tile) {
+template <int COUNT, int FIRST, int BY = GROUP>
+__device__ inline void clearBehind(T *tile) {
   if constexpr (FIRST % 16 > 0) {
     static_assert(FIRST % 16 == 8, "one piece a row");
-    for (int i = threadIdx.x % GROUP; i < COUNT; i += GROUP) {
+    for (int i = threadIdx.x % BY; i < COUNT; i += BY) {
       T *row = tile + FIRST / 64 * COUNT * 64 + i * 64;
       *(int4 *)(row + (FIRST % 64 / 8 ^ i % 8) * 8) = make_int4(0, 0, 0, 0);
     }

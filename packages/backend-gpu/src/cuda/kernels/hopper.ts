@@ -27,7 +27,7 @@ const IN_USE = {
   keys: true,
 };
 
-/** What widths are multiples of, forward and in ranking: 16 leaves odd ones out. */
+/** What widths are multiples of; 16 leaves odd ones out. The two passes need 16. */
 const ODD = 8;
 
 const ROWS = 128;
@@ -37,6 +37,8 @@ const warpsOf = (rows: number) => rows / 16 + 4;
 const SPARE_BYTES = 1024 + 256;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
+/** Products are of 16 columns at a time. */
+const wholeColumns = (columns: number) => Math.ceil(columns / 16) * 16;
 
 /** @param unit what widths must be multiples of: 16, or 8 and filled up with 0. */
 function isHopperKey(
@@ -73,9 +75,8 @@ export function hopperForwardCut(
   facts: DeviceFacts,
 ): HopperCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
-  // Sums are of 16 columns at a time.
-  const values = 16 * Math.ceil(valueWidth / 16);
-  const fits = isHopperKey(shape, facts, ODD) && isHopperValue(values);
+  const fits =
+    isHopperKey(shape, facts, ODD) && isHopperValue(wholeColumns(valueWidth));
   // One warpgroup would have nothing to do.
   if (
     !IN_USE.forward ||
@@ -115,8 +116,8 @@ export function hopperBackwardCut(
   // Sums of dK and dV leave registers for 64 rows of queries at a time.
   const keys = 64;
   const fits =
-    isHopperKey(shape, facts) &&
-    isHopperValue(valueWidth) &&
+    isHopperKey(shape, facts, ODD) &&
+    isHopperValue(wholeColumns(valueWidth)) &&
     width + ropeWidth <= 128;
   if (!fits || !isAscending(view.sequences)) return undefined;
   const keyColumns = wholeChunks(width + ropeWidth);
@@ -129,7 +130,9 @@ export function hopperBackwardCut(
   const stages = 4;
   const streamed = stages * keyColumns + GRADIENT_STAGES * valueColumns;
   const sharedBytes =
-    2 * (ROWS * (own + 2 * keys) + keys * streamed) + 4 * keys * keyColumns + 1024;
+    2 * (ROWS * (own + 2 * keys) + keys * streamed) +
+    4 * keys * keyColumns +
+    1024;
   if (sharedBytes + 1600 > facts.sharedBytes) return undefined;
   return { rows: ROWS, keys, stages, sharedBytes };
 }
@@ -161,9 +164,11 @@ export interface HopperPlan {
   /** Tiles of keys by ranges of rows, of all heads and sequences. */
   readonly items: number;
   readonly keyTiles: number;
-  /** Tiles of rows of a key head, and elements of their sums, of all heads. */
+  /** Tiles of rows of a key head. */
   readonly rowTiles: number;
+  /** Elements of the sums of all tiles of rows, and of all tiles of keys. */
   readonly rowSums: number;
+  readonly keySums: number;
   /** Tiles of rows of a range, and how many ranges there are. */
   readonly range: number;
   readonly ranges: number;
@@ -178,7 +183,7 @@ export interface HopperPlan {
  * start at multiples of their length.
  */
 export function hopperPlan(
-  { keyHeads, width, ropeWidth }: AttentionShape,
+  { keyHeads, width, ropeWidth, valueWidth }: AttentionShape,
   view: View,
   { rows, keys }: HopperCut,
   { multiprocessors }: DeviceFacts,
@@ -228,6 +233,11 @@ export function hopperPlan(
     keyTiles,
     rowTiles,
     rowSums: keyHeads * rowTiles * keys * wholeChunks(width + ropeWidth),
+    keySums:
+      units *
+      keyTiles *
+      rows *
+      (wholeColumns(width + ropeWidth) + wholeColumns(valueWidth)),
     range,
     ranges: count,
     cycle,
