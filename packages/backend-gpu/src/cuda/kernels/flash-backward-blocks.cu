@@ -8,27 +8,15 @@
 // ITEM lists that have the block. The first item adds to the sums of the keys,
 // others leave theirs to `sumItems`.
 #include "flash-gradients.cuh"
+#include "block-items.cuh"
 #include "prefix.cuh"
 
 static_assert(BLOCK == N && ROWS % LIST_ROWS == 0 && LIST_ROWS % 16 == 0,
               "a tile has whole lists, and of each whole parts");
 
-/** 16-byte words of a half of a part. */
-constexpr int HALF_PART = KEY;
-constexpr int LIST_PARTS = LIST_ROWS / 16;
 /** Elements of a stage: rows of q and of dO. */
 constexpr int ROW_STAGE = ROWS * (KEY + VALUE);
-/** float4s of an item's sums that a thread has. */
-constexpr int ITEM_WORDS = ROW_TILES * (KEY + VALUE) / 16;
-
-/** Which lists have a block: where they lie among the entries. */
-struct Item {
-  // Its row of the inverse.
-  int row;
-  int first, count;
-  // Which of the further items it is; -1 for a block's first one.
-  int further;
-};
+static_assert(THREADS == SUMMERS, "who sums an item");
 
 /** Of a row of the inverse: its entries, and its further items. */
 struct Row {
