@@ -11,8 +11,8 @@ static_assert(64 % (16 * LIST_PARTS) == 0 && ITEM % 4 == 0, "whole lists");
 static_assert(KEY % 32 == 0 && KEY <= 128 && VALUE <= 128, "what registers hold");
 
 /** Registers of a thread that computes, and of one that copies. */
-constexpr int SUMMING = 232;
-constexpr int SERVING = 24;
+constexpr int SUMMING = KEY + VALUE > 208 ? 224 : 208;
+constexpr int SERVING = 256 - SUMMING;
 static_assert(BLOCKS == 2 && GROUP * BLOCKS * (SUMMING + SERVING) <= 65536,
               "two blocks of threads a multiprocessor");
 
@@ -82,13 +82,14 @@ __device__ inline void copyPieces(T *to, const T *from, bool valid) {
   }
 }
 
-/** Copies the block's keys and values, 64 rows of a tile as there are of queries. */
+/** Starts to copy the block's keys and values; all threads share the work. */
 __device__ inline void copyBlock(const Call &u, const Sequence &s, int keyHead,
                                  int firstKey, T *tileK, T *tileV) {
   Source from = sourceOf(u, s, keyHead);
   int piece = threadIdx.x % PIECES * 8;
-#pragma unroll 1
-  for (int i = threadIdx.x % GROUP / PIECES; i < BLOCK; i += AT_ONCE) {
+#pragma unroll
+  for (int n = 0; n < BLOCK; n += THREADS / PIECES) {
+    int i = n + threadIdx.x / PIECES;
     i64 key = firstKey + i;
     bool isKey = key < s.keyCount;
     copyPieces<0, WIDTH>(tileK + i * 64, from.k + key * from.keyStride + piece,
@@ -101,6 +102,7 @@ __device__ inline void copyBlock(const Call &u, const Sequence &s, int keyHead,
                          isKey);
 #endif
   }
+  cpAsyncCommit();
 }
 
 /**
@@ -109,7 +111,7 @@ __device__ inline void copyBlock(const Call &u, const Sequence &s, int keyHead,
  */
 __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
                                const float2 *statistics, T *stages,
-                               Shared &shared, Copies &copies) {
+                               Shared &shared) {
   int thread = threadIdx.x % GROUP;
   int i = thread / PIECES;
   i64 row = rows.numberOf(u, i);
@@ -127,9 +129,15 @@ __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
   // Where the last leader lacks queries, its round is not whole.
   if (!rows.has(shared, rows.end - 1)) fullEnd -= LIST_ROWS;
   auto copyRound = [&](int base, T *stage, float *known, auto isWhole) {
+    // All leaders before the first copy: a load may not pass one.
+    int leaders[N / LIST_ROWS];
+#pragma unroll
+    for (int n = 0; n < N / LIST_ROWS; n++) {
+      leaders[n] = shared.entry(base / LIST_ROWS + n).leader;
+    }
 #pragma unroll
     for (int n = 0; n < N; n += 16) {
-      int leader = shared.entry((base + n) / LIST_ROWS).leader;
+      int leader = leaders[n / LIST_ROWS];
       int part = n % LIST_ROWS;
       int at = leader * leaderRows + part / UNIT * u.heads + part % UNIT;
       bool valid = isWhole() || rows.has(shared, base + n + i);
@@ -145,6 +153,8 @@ __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
     cpAsync4(known + thread, ownKnown + 2 * (i64)leader * leaderRows,
              isWhole() || rows.has(shared, rho));
   };
+  // Of the block the thread's pieces come first.
+  Copies copies = {&shared.keys};
   Turn turn = {0, 0};
   for (int base = 0; base < rows.end; base += N) {
     copies.claim(&shared.rowsFree[turn.stage], turn.parity);
@@ -210,8 +220,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                          int firstLeader, int leaders, int blocks) {
   extern __shared__ int4 memory[];
   __shared__ Shared shared;
-  if (blockIdx.x >= *itemCount) return;
+  // Both at once: there is room for as many items as blocks of threads.
   Item item = items[blockIdx.x];
+  if (blockIdx.x >= *itemCount) return;
   int block = item.row % blocks;
   int list = item.row / blocks;
   int keyHead = list % u.lists;
@@ -223,29 +234,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   T *tileS = tileV + tileSize(BLOCK, LATENT ? KEY : VALUE);
   T *stages = tileS + BLOCK * N;
   if (threadIdx.x == 0) {
-    // The warps that copy; those that compute.
-    initBarrier(&shared.keys, 4);
+    // All warps; those that copy; those that compute.
+    initBarrier(&shared.keys, 8);
     for (int n = 0; n < STAGES; n++) {
       initBarrier(&shared.rows[n], 4);
       initBarrier(&shared.rowsFree[n], 4);
     }
   }
+  copyBlock(u, rows.s, keyHead, firstKey, tileK, tileV);
   for (int i = threadIdx.x; i < (item.count + 3) / 4 * 4; i += THREADS) {
     shared.entries[i] = i < item.count ? entries[item.first + i] : 0;
   }
   __syncthreads();
   if (warpgroup() == 1) {
     giveRegisters<SERVING>();
-    Copies copies = {0};
-    copyBlock(u, rows.s, keyHead, firstKey, tileK, tileV);
-    copies.commit(&shared.keys);
-    copyAll(u, rows, dO, statistics, stages, shared, copies);
+    copyAll(u, rows, dO, statistics, stages, shared);
     return;
   }
   takeRegisters<SUMMING>();
 
   int warp = threadIdx.x / 32;
-  // The lane's keys are this one of the block and the one 8 further.
+  // The lane's keys are this one of the block and the one 8 further; it stores
+  // dS of another, two pieces of which are matrices of their own.
   int key = 16 * warp + laneRow();
   float scale = u.scale * LOG2_E;
   unsigned tiles = (unsigned)__cvta_generic_to_shared(tileK) / 16;
@@ -253,7 +263,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   constexpr int S_AT = V_AT + tileSize(BLOCK, LATENT ? KEY : VALUE) / 8;
   constexpr int Q_AT = S_AT + BLOCK * N / 8;
   auto placeOfTile = [&](int at) { return placeAt<64>(tiles + at); };
-  unsigned spot = key * 64 + laneRow() * 8 + laneColumn();
+  int lane = threadIdx.x % 32;
+  unsigned spot = (16 * warp + lane % 16) * 64 + (lane / 16 ^ lane % 8) * 8;
   uint4 *ownParts = parts +
                     (i64)list * leaders * u.count * LIST_PARTS * 2 * HALF_PART +
                     threadIdx.x % 32;
@@ -264,6 +275,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   // Scores and dP, of keys by rows; x is then 64 columns of a part of dQ.
   float x[N / 8][4], y[N / 8][4];
   Turn turn = {0, 0}, before = turn;
+  cpAsyncWait<0>();
+  fenceProducts();
+  arriveWarp(&shared.keys);
   await(&shared.keys, 0);
   for (int base = 0; base < rows.end; base += N) {
     MatrixPlace placeQ = placeOfTile(Q_AT + turn.stage * (STAGE_SIZE / 8));
@@ -324,10 +338,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     // Keys by rows, a key's rows side by side, where no warp reads any more.
     if (base > 0) await(&shared.rowsFree[before.stage], before.parity);
 #pragma unroll
-    for (int n = 0; n < N / 8; n++) {
-      T *piece = tileS + (spot ^ n * 8);
-      storePair(piece, x[n][0], x[n][1]);
-      storePair(piece + 8 * 64, x[n][2], x[n][3]);
+    for (int k = 0; k < N / 16; k++) {
+      unsigned four[4];
+      operandOf(four, x, k);
+      storeMatrices(tileS + (spot ^ 16 * k), four);
     }
     fenceProducts();
     meetAt(1, GROUP);
