@@ -171,19 +171,29 @@ __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
   copies.announce<0>();
 }
 
-/** What an item adds to a row of f32 sums; `at(c)`: where two columns are. */
+/**
+ * What an item adds to a row of f32 sums, where no other one adds; `at(c)`: where
+ * columns from c on are. Lanes change halves, so that each has four neighbours.
+ */
 template <int COLUMNS, typename At>
 __device__ inline void addRow(const float (&x)[COLUMNS][4], int half,
-                              float scale, At at) {
-  // All loads before the first store: a load may not pass one.
-  float2 old[COLUMNS];
+                              float scale, bool isKey, At at) {
+  bool isOdd = threadIdx.x & 1;
+  int column = laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
 #pragma unroll
-  for (int n = 0; n < COLUMNS; n++) old[n] = *at(8 * n + laneColumn());
-#pragma unroll
-  for (int n = 0; n < COLUMNS; n++) {
-    *at(8 * n + laneColumn()) =
-        make_float2(old[n].x + x[n][2 * half] * scale,
-                    old[n].y + x[n][2 * half + 1] * scale);
+  for (int n = 0; n < COLUMNS; n += 2) {
+    float2 first = make_float2(x[n][2 * half] * scale, x[n][2 * half + 1] * scale);
+    float2 second = make_float2(x[n + 1][2 * half] * scale,
+                                x[n + 1][2 * half + 1] * scale);
+    float2 given = isOdd ? first : second;
+    float2 taken = make_float2(__shfl_xor_sync(0xffffffff, given.x, 1),
+                               __shfl_xor_sync(0xffffffff, given.y, 1));
+    float2 low = isOdd ? taken : first;
+    float2 high = isOdd ? second : taken;
+    if (isKey) {
+      addFour((float4 *)at(8 * n + column),
+              make_float4(low.x, low.y, high.x, high.y));
+    }
   }
 }
 
@@ -380,15 +390,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       int at = firstKey + key + 8 * half;
-      if (at >= rows.s.keyCount) continue;
+      bool isKey = at < rows.s.keyCount;
       i64 row = (i64)(rows.s.keyStart + at) * u.keyHeads + keyHead;
-      addRow(dK, half, u.scale, [&](int c) {
-        return (float2 *)(c < WIDTH ? sumsK + row * WIDTH + c
-                                    : sumsKRope + row * ROPE + c - WIDTH);
+      addRow(dK, half, u.scale, isKey, [&](int c) {
+        return c < WIDTH ? sumsK + row * WIDTH + c
+                         : sumsKRope + row * ROPE + c - WIDTH;
       });
-      addRow(dV, half, 1, [&](int c) {
-        return (float2 *)(sumsV + row * VALUE + c);
-      });
+      addRow(dV, half, 1, isKey, [&](int c) { return sumsV + row * VALUE + c; });
     }
     return;
   }
