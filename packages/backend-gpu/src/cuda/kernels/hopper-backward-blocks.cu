@@ -11,7 +11,7 @@ static_assert(64 % (16 * LIST_PARTS) == 0 && ITEM % 4 == 0, "whole lists");
 static_assert(KEY % 32 == 0 && KEY <= 128 && VALUE <= 128, "what registers hold");
 
 /** Registers of a thread that computes, and of one that copies. */
-constexpr int SUMMING = KEY + VALUE > 208 ? 224 : 208;
+constexpr int SUMMING = KEY + VALUE > 208 ? 232 : 208;
 constexpr int SERVING = 256 - SUMMING;
 static_assert(BLOCKS == 2 && GROUP * BLOCKS * (SUMMING + SERVING) <= 65536,
               "two blocks of threads a multiprocessor");
@@ -20,27 +20,26 @@ static_assert(BLOCKS == 2 && GROUP * BLOCKS * (SUMMING + SERVING) <= 65536,
 constexpr int QUERIES_SIZE = tileSize(N, KEY);
 constexpr int STAGE_SIZE = QUERIES_SIZE + tileSize(N, VALUE);
 constexpr int LIST_ROWS = 16 * LIST_PARTS;
-/** Columns of dQ behind the first 64. */
-constexpr int MORE = KEY - 64;
-/** Threads that copy a chunk's row, and rows that a warpgroup copies at a time. */
+/** Threads that copy a chunk's row, 16 bytes each. */
 constexpr int PIECES = 8;
-constexpr int AT_ONCE = GROUP / PIECES;
-static_assert(AT_ONCE == 16, "a part of a list at a time");
+static_assert(GROUP / PIECES == 16, "a part of a list at a time");
 
 /** Of a list that has the block: which it is, and at which place. */
-struct Entry {
+struct __align__(4) Entry {
   unsigned short place, leader;
+
+  __device__ static Entry of(unsigned both) {
+    return {(unsigned short)both, (unsigned short)(both >> 16)};
+  }
 };
 
 /** What of shared memory is no tile. */
 struct Shared {
   Mbarrier keys, rows[STAGES], rowsFree[STAGES];
   /** Those of the item, filled up to whole rounds. */
-  unsigned entries[ITEM];
+  Entry entries[ITEM];
   /** The rows' LSE, then their dO . o: of two columns at a time. */
   __align__(16) float known[STAGES][2 * N];
-
-  __device__ Entry entry(int list) const { return *(const Entry *)&entries[list]; }
 };
 
 /** The rows of an item: of its lists, one behind another. */
@@ -54,7 +53,7 @@ struct ItemRows {
     return (i64)query * u.heads + head0 + i % UNIT;
   }
   __device__ int queryOf(const Shared &shared, int rho) const {
-    int leader = firstLeader + shared.entry(rho / LIST_ROWS).leader;
+    int leader = firstLeader + shared.entries[rho / LIST_ROWS].leader;
     return leader * SHARING + rho % LIST_ROWS / UNIT;
   }
   /** The last leader may have fewer queries. */
@@ -133,7 +132,7 @@ __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
     int leaders[N / LIST_ROWS];
 #pragma unroll
     for (int n = 0; n < N / LIST_ROWS; n++) {
-      leaders[n] = shared.entry(base / LIST_ROWS + n).leader;
+      leaders[n] = shared.entries[base / LIST_ROWS + n].leader;
     }
 #pragma unroll
     for (int n = 0; n < N; n += 16) {
@@ -149,7 +148,7 @@ __device__ inline void copyAll(const Call &u, const ItemRows &rows, const T *dO,
       copyPieces<0, VALUE>(to + QUERIES_SIZE, ownO + (i64)at * VALUE, valid);
     }
     int rho = base + thread % N;
-    int leader = shared.entry(rho / LIST_ROWS).leader;
+    int leader = shared.entries[rho / LIST_ROWS].leader;
     cpAsync4(known + thread, ownKnown + 2 * (i64)leader * leaderRows,
              isWhole() || rows.has(shared, rho));
   };
@@ -180,6 +179,7 @@ __device__ inline void addRow(const float (&x)[COLUMNS][4], int half,
                               float scale, bool isKey, At at) {
   bool isOdd = threadIdx.x & 1;
   int column = laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
+  float4 fours[COLUMNS / 2];
 #pragma unroll
   for (int n = 0; n < COLUMNS; n += 2) {
     float2 first = make_float2(x[n][2 * half] * scale, x[n][2 * half + 1] * scale);
@@ -190,10 +190,12 @@ __device__ inline void addRow(const float (&x)[COLUMNS][4], int half,
                                __shfl_xor_sync(0xffffffff, given.y, 1));
     float2 low = isOdd ? taken : first;
     float2 high = isOdd ? second : taken;
-    if (isKey) {
-      addFour((float4 *)at(8 * n + column),
-              make_float4(low.x, low.y, high.x, high.y));
-    }
+    fours[n / 2] = make_float4(low.x, low.y, high.x, high.y);
+  }
+  if (!isKey) return;
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n += 2) {
+    addFour((float4 *)at(8 * n + column), fours[n / 2]);
   }
 }
 
@@ -210,7 +212,7 @@ __device__ inline void keepSums(float4 *to, const float (&x)[COLUMNS][4]) {
   }
 }
 
-/** 64 columns of the warp's part of dQ, or 32. */
+/** The warp's part of dQ. */
 template <int COLUMNS>
 __device__ inline void keepPart(uint4 *to, const float (&x)[COLUMNS][4]) {
 #pragma unroll
@@ -253,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
   copyBlock(u, rows.s, keyHead, firstKey, tileK, tileV);
   for (int i = threadIdx.x; i < (item.count + 3) / 4 * 4; i += THREADS) {
-    shared.entries[i] = i < item.count ? entries[item.first + i] : 0;
+    shared.entries[i] = Entry::of(i < item.count ? entries[item.first + i] : 0);
   }
   __syncthreads();
   if (warpgroup() == 1) {
@@ -264,8 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   takeRegisters<SUMMING>();
 
   int warp = threadIdx.x / 32;
-  // The lane's keys are this one of the block and the one 8 further; it stores
-  // dS of another, two pieces of which are matrices of their own.
+  // Of the block's keys the lane has this one and the one 8 further.
   int key = 16 * warp + laneRow();
   float scale = u.scale * LOG2_E;
   unsigned tiles = (unsigned)__cvta_generic_to_shared(tileK) / 16;
@@ -273,6 +274,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   constexpr int S_AT = V_AT + tileSize(BLOCK, LATENT ? KEY : VALUE) / 8;
   constexpr int Q_AT = S_AT + BLOCK * N / 8;
   auto placeOfTile = [&](int at) { return placeAt<64>(tiles + at); };
+  // Where a lane's row of four matrices of dS goes: of 16 keys two pieces each.
   int lane = threadIdx.x % 32;
   unsigned spot = (16 * warp + lane % 16) * 64 + (lane / 16 ^ lane % 8) * 8;
   uint4 *ownParts = parts +
@@ -282,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   float dV[VALUE / 8][4];
   clear(dK);
   clear(dV);
-  // Scores and dP, of keys by rows; x is then 64 columns of a part of dQ.
+  // Scores and dP, of keys by rows.
   float x[N / 8][4], y[N / 8][4];
   Turn turn = {0, 0}, before = turn;
   cpAsyncWait<0>();
@@ -355,30 +357,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     fenceProducts();
     meetAt(1, GROUP);
-    float z[MORE > 0 ? MORE / 8 : 1][4];
     hold(dK);
     wgmmaFence();
-    multiplyTransposed<BLOCK>(x, placeOfTile(S_AT), placeOfTile(0));
-    wgmmaCommit();
-    if constexpr (MORE > 0) {
-      multiplyTransposed<BLOCK>(z, placeOfTile(S_AT), placeOfTile(64 * BLOCK / 8));
-    }
+    float dQ[KEY / 8][4];
+    multiplyTransposed<BLOCK>(dQ, placeOfTile(S_AT), placeOfTile(0));
     wgmmaCommit();
     addProduct<N, BLOCK>(dK, placeOfTile(S_AT), placeQ);
     wgmmaCommit();
-    Entry entry = shared.entry((base + 16 * warp) / LIST_ROWS);
+    Entry entry = shared.entries[(base + 16 * warp) / LIST_ROWS];
     i64 part = ((i64)entry.leader * u.count + entry.place) * LIST_PARTS +
                warp % LIST_PARTS;
     uint4 *to = ownParts + part * 2 * HALF_PART;
-    bool isRow = base + 16 * warp < rows.end;
-    wgmmaWait<2>();
-    hold(x);
-    if (isRow) keepPart(to, x);
     wgmmaWait<1>();
-    if constexpr (MORE > 0) {
-      hold(z);
-      if (isRow) keepPart(to + 64, z);
-    }
+    hold(dQ);
+    if (base + 16 * warp < rows.end) keepPart(to, dQ);
     wgmmaWait<0>();
     hold(dK);
     arriveWarp(&shared.rowsFree[turn.stage]);
