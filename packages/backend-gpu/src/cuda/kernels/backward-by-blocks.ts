@@ -206,7 +206,7 @@ function walkBlocks(
   });
   run({
     entry: 'sumItems',
-    grid: [rows],
+    grid: [rows, (keyWidth + valueWidth) / 32],
     arguments: [...given, inverse, further, ...gradients, i32(blocks)],
   });
   run({
