@@ -315,6 +315,10 @@ inline void meetAt(int id, int threads) { asaBarrier("bar", id, threads, 0); }
 inline void arriveAt(int id, int threads) {
   asaBarrier("bar", id, threads, 0, false);
 }
+inline void storeMatrices(void *row, const unsigned (&r)[4]) {
+  AsaLoad mine = {(unsigned *)r, row};
+  asaMeet("stmatrix", 0xffffffff, true, &mine, asaStoreMatrices);
+}
 inline void fenceProducts() { asaFenceProducts(); }
 // Blocks run one behind the other: it is for another warp of this one.
 inline void awaitCount(const int *counter, int count) {

@@ -39,8 +39,8 @@ const char *launchFailure();
 /** What lies at an address that must not be touched. */
 void sayWhere(const void *address, char *text, size_t size);
 
-/** Ends the launch unless `ldmatrix` may read there. */
-void checkMatrixRow(const void *row);
+/** Ends the launch unless `ldmatrix` may read there, `stmatrix` write. */
+void checkMatrixRow(const char *what, const void *row);
 
 /** A warp's rows of a product, `warp` of four; by lane. */
 void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp);

@@ -79,7 +79,7 @@ static void load(void *const *all, bool isTransposed) {
   const uint16_t *rows[32];
   for (int lane = 0; lane < 32; lane++) {
     rows[lane] = (const uint16_t *)((const AsaLoad *)all[lane])->row;
-    checkMatrixRow(rows[lane]);
+    checkMatrixRow("ldmatrix", rows[lane]);
   }
   for (int lane = 0; lane < 32; lane++) {
     int g = lane / 4, t = lane % 4 * 2;
@@ -94,6 +94,17 @@ static void load(void *const *all, bool isTransposed) {
 
 void asaLoadMatrices(void *const *all) { load(all, false); }
 void asaLoadMatricesTransposed(void *const *all) { load(all, true); }
+
+void asaStoreMatrices(void *const *all) {
+  for (int lane = 0; lane < 32; lane++) {
+    const AsaLoad &own = *(const AsaLoad *)all[lane];
+    checkMatrixRow("stmatrix", own.row);
+    for (int piece = 0; piece < 4; piece++) {
+      const AsaLoad &from = *(const AsaLoad *)all[lane % 8 * 4 + piece];
+      ((unsigned *)own.row)[piece] = from.r[lane / 8];
+    }
+  }
+}
 
 /** A matrix in shared memory in the layout of 128-byte swizzle. */
 class Matrix {

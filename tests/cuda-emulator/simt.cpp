@@ -514,7 +514,7 @@ const char *readableShared(unsigned address, unsigned bytes) {
   return at;
 }
 
-void checkMatrixRow(const void *row) { checkShared("ldmatrix", row); }
+void checkMatrixRow(const char *what, const void *row) { checkShared(what, row); }
 
 int runGrid(const Launch &wanted) {
   makeMemory();

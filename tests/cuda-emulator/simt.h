@@ -69,7 +69,8 @@ void asaYield();
 /** Ends the launch. */
 [[noreturn]] void asaGiveUp(const char *why);
 
-AsaMeeting asaMmaHalf, asaMmaBfloat, asaLoadMatrices, asaLoadMatricesTransposed;
+AsaMeeting asaMmaHalf, asaMmaBfloat, asaLoadMatrices, asaLoadMatricesTransposed,
+    asaStoreMatrices;
 float asaFloatOfHalf(unsigned short x);
 unsigned short asaHalfOfFloat(float x);
 unsigned short asaBfloatOfFloat(float x);

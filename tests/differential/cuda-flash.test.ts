@@ -295,6 +295,53 @@ const selections: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Blocks of 64 keys by lists of 16, 32 and 64 rows, in every width of a part. */
+const blockWalks: Readonly<Record<string, Form>> = {
+  'four queries of 16 heads a list, keys and values apart': {
+    heads: 32,
+    groups: 2,
+    width: 96,
+    value: 64,
+    counts: [{ queries: 1 }, { queries: 203 }, { queries: 66 }],
+    sharing: 4,
+    blockSize: 64,
+    count: 3,
+    holes: true,
+    tail: 2,
+  },
+  'four queries of 4 heads a list, some of none': {
+    heads: 8,
+    groups: 2,
+    width: 64,
+    rope: 64,
+    value: 96,
+    counts: [{ queries: 571 }, { queries: 0 }, { queries: 65 }],
+    sharing: 4,
+    blockSize: 64,
+    count: 4,
+    empty: true,
+  },
+  '64 heads a list, latent keys of one chunk': {
+    heads: 64,
+    groups: 1,
+    width: 64,
+    counts: [{ queries: 131 }],
+    blockSize: 64,
+    count: 2,
+  },
+  'rotary columns from the middle of a chunk': {
+    heads: 16,
+    groups: 1,
+    width: 80,
+    rope: 48,
+    value: 128,
+    counts: [{ queries: 70 }, { queries: 129 }],
+    blockSize: 64,
+    count: 3,
+    tail: 1,
+  },
+};
+
 /** Few rows a list, blocks of 64 keys. */
 const unions: Readonly<Record<string, Form>> = {
   'a list a query, some before': {
@@ -646,6 +693,23 @@ describe.skipIf(reason)(
         const form = selections[name] as Form;
         await expectAgreement(small, 'selectedAttentionBackward', form, dtype);
         await small.destroy();
+      },
+    );
+
+    test.for([
+      ...Object.keys(blockWalks).map((name) => ['bf16', name, 90] as const),
+      ['f16', Object.keys(blockWalks)[0] ?? '', 90] as const,
+      ...Object.entries(selections)
+        .filter(([_, { blockSize }]) => blockSize === 64)
+        .map(([name]) => ['bf16', name, 80] as const),
+    ])(
+      'gradients by blocks in %s: %s, on sm_%d',
+      { timeout: 300_000 },
+      async ([dtype, name, capability]) => {
+        const card = await openEmulated({ capability, totalBytes: 80e9 });
+        const form = { ...selections, ...blockWalks }[name] as Form;
+        await expectAgreement(card, 'selectedAttentionBackward', form, dtype);
+        await card.destroy();
       },
     );
 

@@ -7,6 +7,7 @@ import type {
 import {
   type HopperCut,
   hopperBackwardCut,
+  hopperBlocksTile,
   hopperForwardCut,
   hopperImportanceCut,
   hopperKeysCut,
@@ -108,6 +109,23 @@ describe("cuts of Hopper's kernels", () => {
       expect(ranking).toBeDefined();
       expect(both).toBeDefined();
       for (const pass of [queries, keys]) expect(pass).toBeUndefined();
+    }
+  });
+
+  it('have two walks over those that chose a block on a multiprocessor', () => {
+    const stages = (of: AttentionShape, latent = false, on = facts) =>
+      hopperBlocksTile(of, latent, on)?.stages;
+    expect(stages(shape(128, 0, 128))).toBe(2);
+    expect(stages(shape(64, 64, 128))).toBe(2);
+    expect(stages(shape(64, 32, 64), true)).toBe(3);
+    expect(stages(shape(64, 0, 64))).toBe(3);
+    expect(stages(shape(128, 64, 128))).toBeUndefined();
+    expect(stages(shape(32, 0, 64))).toBeUndefined();
+    const small = { ...facts, sharedBytes: 166_912 };
+    expect(stages(shape(128, 0, 128), false, small)).toBeUndefined();
+    for (const capability of [80, 100]) {
+      const other = { ...facts, capability };
+      expect(stages(shape(128, 0, 128), false, other)).toBeUndefined();
     }
   });
 

@@ -194,6 +194,17 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     })),
     { ...narrow, ...dense, ...hopper, STAGES: 4, N: 64, UNIT: 4 },
   ],
+  'hopper-backward-blocks': [
+    { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
+    { ...grouped, ...nsa, UNIT: 16, SHARING: 4 },
+    {
+      ...{ ...latent, ...nsa, WIDTH: 64, ROPE: 32, VALUE: 64, STAGES: 3 },
+      ...{ UNIT: 8, SHARING: 4 },
+    },
+    { ...grouped, ...nsa, WIDTH: 80, ROPE: 48, UNIT: 4, SHARING: 4 },
+  ].map((form) => ({
+    ...{ ...form, WARPS: 8, ROWS: 64, N: 64, BLOCKS: 2, ITEM: 128 },
+  })),
   'hopper-backward-keys': [
     { ...grouped, ...dense, ...hopper, STAGES: 3, N: 64 },
     { ...grouped, ...hopper, STAGES: 3, N: 64, VIEW: 'COMPRESSED', BLOCK: 1 },

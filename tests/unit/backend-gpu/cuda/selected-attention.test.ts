@@ -1,14 +1,14 @@
 import { Sequences } from '@asa/core';
 import { describe, expect, it } from 'vitest';
 import { selectedAttentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/selected-attention';
-import { nullContext, nullTensor as tensor } from './null-context';
+import { h100, nullContext, nullTensor as tensor } from './null-context';
 
 /** Launches and bytes of scratch memory of NSA's selected attention, in bf16. */
 function run(
   counts: readonly { queries: number; keys?: number }[],
-  { sharing = 1, backward = false } = {},
+  { sharing = 1, backward = false, capability = 90 } = {},
 ) {
-  const { context, launches, scratchBytes } = nullContext();
+  const { context, launches, scratchBytes } = nullContext({ capability });
   const blocking = { length: 32, stride: 16, sharing };
   const sequences = Sequences.packed(counts, blocking);
   const { queryRows, keyRows } = sequences;
@@ -80,8 +80,23 @@ describe('selected attention of 16 rows a list', () => {
   it('walks backward over as many leaders as the L2 cache has rows of', () => {
     const walks = (queries: number) =>
       run([{ queries }], { backward: true }).entries.filter(
-        (entry) => entry === 'flashBackwardBlocks',
+        (entry) => entry === 'hopperBackwardBlocks',
       ).length;
     expect([1024, 8192, 65_536].map(walks)).toEqual([1, 4, 31]);
+  });
+
+  it('walks backward by the kernel of the card, two blocks a multiprocessor', () => {
+    for (const [capability, entry] of [
+      [80, 'flashBackwardBlocks'],
+      [90, 'hopperBackwardBlocks'],
+      [100, 'flashBackwardBlocks'],
+    ] as const)
+      for (const sharing of [1, 2, 4]) {
+        const given = { backward: true, sharing, capability };
+        const { launches } = run([{ queries: 4096 }], given);
+        const [walk] = launches.filter(({ entry }) => /Blocks$/.test(entry));
+        expect(walk?.entry).toBe(entry);
+        expect(2 * (walk?.sharedBytes ?? 0)).toBeLessThan(h100.sharedBytes);
+      }
   });
 });

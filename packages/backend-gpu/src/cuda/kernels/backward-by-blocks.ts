@@ -8,7 +8,7 @@ import type {
   AttentionResults,
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
-import { i32 } from '../launch';
+import { i32, type Launch } from '../launch';
 import { call, listLength, shapeOf } from './attention-tile';
 import { elementwise, extent, type KernelContext } from './context';
 import { type FlashTile, isBackwardShape, isLatent } from './flash';
@@ -24,6 +24,7 @@ import {
   type WalkInputs,
   walkLeaders,
 } from './gradient-parts';
+import { hopperBlocksTile } from './hopper';
 
 /** Most lists of an item. */
 const ITEM = 128;
@@ -116,6 +117,23 @@ function partElements(
   return listLength(view) * sharing * heads * (width + ropeWidth);
 }
 
+/** The kernel of the walk itself; those before and behind it are of any card. */
+function walkOf(
+  context: KernelContext,
+  inputs: WalkInputs,
+  view: SelectedView,
+  tile: FlashTile,
+): (launch: Pick<Launch, 'grid' | 'arguments'>) => void {
+  const { facts } = context;
+  const hopper = hopperBlocksTile(shapeOf(inputs), isLatent(inputs), facts);
+  const [file, entry, cut] = hopper
+    ? (['hopper-backward-blocks', 'hopperBackwardBlocks', hopper] as const)
+    : (['flash-backward-blocks', 'flashBackwardBlocks', tile] as const);
+  const run = launcher(context, file, inputs, view, cut, { ITEM });
+  const { sharedBytes } = cut;
+  return (launch) => run({ entry, sharedBytes, ...launch });
+}
+
 /** What some leaders' queries add to their keys, and their own gradients. */
 function walkBlocks(
   context: KernelContext,
@@ -134,6 +152,7 @@ function walkBlocks(
   const run = launcher(context, 'flash-backward-blocks', inputs, view, tile, {
     ITEM,
   });
+  const walk = walkOf(context, inputs, view, tile);
   const given = call(inputs, view);
   const perWarp = elementwise(32 * rows);
 
@@ -170,10 +189,8 @@ function walkBlocks(
     'f32',
   );
   const gradients = [sums.k, sums.v, sums.kRope];
-  run({
-    entry: 'flashBackwardBlocks',
+  walk({
     grid: [mostItems],
-    sharedBytes: tile.sharedBytes,
     arguments: [
       ...given,
       inputs.dO,
@@ -189,7 +206,7 @@ function walkBlocks(
   });
   run({
     entry: 'sumItems',
-    grid: [rows],
+    grid: [rows, (keyWidth + valueWidth) / 32],
     arguments: [...given, inverse, further, ...gradients, i32(blocks)],
   });
   run({

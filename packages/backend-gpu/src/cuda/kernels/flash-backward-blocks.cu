@@ -8,27 +8,15 @@
 // ITEM lists that have the block. The first item adds to the sums of the keys,
 // others leave theirs to `sumItems`.
 #include "flash-gradients.cuh"
+#include "block-items.cuh"
 #include "prefix.cuh"
 
 static_assert(BLOCK == N && ROWS % LIST_ROWS == 0 && LIST_ROWS % 16 == 0,
               "a tile has whole lists, and of each whole parts");
 
-/** 16-byte words of a half of a part. */
-constexpr int HALF_PART = KEY;
-constexpr int LIST_PARTS = LIST_ROWS / 16;
 /** Elements of a stage: rows of q and of dO. */
 constexpr int ROW_STAGE = ROWS * (KEY + VALUE);
-/** float4s of an item's sums that a thread has. */
-constexpr int ITEM_WORDS = ROW_TILES * (KEY + VALUE) / 16;
-
-/** Which lists have a block: where they lie among the entries. */
-struct Item {
-  // Its row of the inverse.
-  int row;
-  int first, count;
-  // Which of the further items it is; -1 for a block's first one.
-  int further;
-};
+static_assert(THREADS == SUMMERS, "who sums an item");
 
 /** Of a row of the inverse: its entries, and its further items. */
 struct Row {
@@ -124,7 +112,7 @@ __device__ inline int rowNumber(const Call &u, const Sequence &s,
   return (s.queryStart + query) * u.heads + head0 + rho % UNIT;
 }
 
-/** What an item or several add to the gradients of a block's keys. */
+/** What a block's first item adds to the gradients of its keys. */
 __device__ inline void addToKeys(const Call &u, const Sequence &s, int keyHead,
                                  int block, f32 *sumsK, f32 *sumsV, f32 *sumsKRope,
                                  const float (&dK)[ROW_TILES][KEY / 16][4],
@@ -381,38 +369,77 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-/** Adds the further items of a block to its sums, in their order. */
-extern "C" __global__ void __launch_bounds__(THREADS)
+/** Words of an item that a thread of `sumItems` has. */
+constexpr int SUMMED = 4;
+static_assert(ITEM_WORDS % SUMMED == 0, "whole shares");
+
+/**
+ * Adds the further items of a block to its sums, in their order. Blocks of
+ * threads share out the words of an item: many loads are in flight.
+ */
+extern "C" __global__ void __launch_bounds__(SUMMERS)
     sumItems(Call u, const Row *rows, const float4 *further, f32 *sumsK,
              f32 *sumsV, f32 *sumsKRope, int blocks) {
   Row row = rows[blockIdx.x];
   if (row.furtherCount == 0) return;
   int number = blockIdx.x / blocks;
+  int keyHead = number % u.lists;
   Sequence s = u.sequences[number / u.lists];
-  float dK[ROW_TILES][KEY / 16][4];
-  float dV[ROW_TILES][VALUE / 16][4];
-  clear(dK);
-  clear(dV);
-  const float4 *from = further + (i64)row.further * ITEM_WORDS * THREADS + threadIdx.x;
+  int firstWord = blockIdx.y * SUMMED;
+  const float4 *from =
+      further + ((i64)row.further * ITEM_WORDS + firstWord) * SUMMERS + threadIdx.x;
+  float4 sums[SUMMED] = {};
+#pragma unroll 4
   for (int n = 0; n < row.furtherCount; n++) {
-    auto add = [&](float (&x)[4]) {
-      float4 y = *from;
-      x[0] += y.x;
-      x[1] += y.y;
-      x[2] += y.z;
-      x[3] += y.w;
-      from += THREADS;
-    };
 #pragma unroll
-    for (int m = 0; m < ROW_TILES; m++) {
+    for (int w = 0; w < SUMMED; w++) {
+      float4 x = from[w * SUMMERS];
+      sums[w] = make_float4(sums[w].x + x.x, sums[w].y + x.y, sums[w].z + x.z,
+                            sums[w].w + x.w);
+    }
+    from += ITEM_WORDS * SUMMERS;
+  }
+
+  // Words as in `addToKeys`: of 16 keys those of dK, then those of dV.
+  int warp = threadIdx.x / 32;
+  auto placeOf = [&](int w, int side) {
+    int word = firstWord + w;
+    int m = word / (ITEM_WORDS / 2);
+    int n = word % (ITEM_WORDS / 2);
+    int key = blockIdx.x % blocks * BLOCK + warp % 2 * 32 + 16 * m + 8 * side +
+              laneRow();
+    if (key >= s.keyCount) return (float2 *)0;
+    i64 at = (i64)(s.keyStart + key) * u.keyHeads + keyHead;
+    bool isValue = n >= KEY / 16;
+    if (isValue) n -= KEY / 16;
+    int c = 16 * (n / 2 * 2 + warp / 2) + n % 2 * 8 + laneColumn();
+    return (float2 *)(isValue      ? sumsV + at * VALUE + c
+                      : c < WIDTH ? sumsK + at * WIDTH + c
+                                  : sumsKRope + at * ROPE + c - WIDTH);
+  };
+  float2 *places[SUMMED][2];
+  float2 old[SUMMED][2];
 #pragma unroll
-      for (int c = 0; c < KEY / 16; c++) add(dK[m][c]);
+  for (int w = 0; w < SUMMED; w++) {
 #pragma unroll
-      for (int c = 0; c < VALUE / 16; c++) add(dV[m][c]);
+    for (int side = 0; side < 2; side++) {
+      places[w][side] = placeOf(w, side);
+      if (places[w][side]) old[w][side] = *places[w][side];
     }
   }
-  addToKeys(u, s, number % u.lists, blockIdx.x % blocks, sumsK, sumsV, sumsKRope,
-            dK, dV);
+#pragma unroll
+  for (int w = 0; w < SUMMED; w++) {
+    bool isValue = (firstWord + w) % (ITEM_WORDS / 2) >= KEY / 16;
+    float scale = isValue ? 1 : u.scale;
+#pragma unroll
+    for (int side = 0; side < 2; side++) {
+      float2 x = side == 0 ? make_float2(sums[w].x, sums[w].y)
+                           : make_float2(sums[w].z, sums[w].w);
+      float2 sum = make_float2(old[w][side].x + x.x * scale,
+                               old[w][side].y + x.y * scale);
+      if (places[w][side]) *places[w][side] = sum;
+    }
+  }
 }
 
 /** dQ = scale times the sum of a list's parts, 16 rows a block of threads. */

@@ -248,3 +248,12 @@ ASA_WGMMA(144, "%72", "%73", "%74", "%75", "%76", "%77", "%78")
 ASA_WGMMA(160, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
 ASA_WGMMA(176, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 ASA_WGMMA(192, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
+
+/** stmatrix (9.7.14.5.16): as ldmatrix lays out four matrices, back again. */
+__device__ inline void storeMatrices(void *row, const unsigned (&r)[4]) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}

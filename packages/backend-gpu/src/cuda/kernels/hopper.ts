@@ -6,7 +6,7 @@ import type { Sequences } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { type AttentionShape, total, type View } from './attention-tile';
-import { isFlashShape } from './flash';
+import { type FlashTile, isFlashShape } from './flash';
 
 export interface HopperCut {
   /** 64 for each warpgroup that computes. */
@@ -25,6 +25,8 @@ const IN_USE = {
   backward: true,
   queries: true,
   keys: true,
+  /** Gradients of selected attention by a walk over those that chose a block. */
+  blocks: true,
 };
 
 /** What widths are multiples of; 16 leaves odd ones out. The two passes need 16. */
@@ -293,6 +295,39 @@ function backwardCut(
   const stages = [3, 2].find((n) => bytesOf(n) <= facts.sharedBytes);
   if (stages === undefined) return undefined;
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(stages) };
+}
+
+/** Entries, statistics and barriers of a block of threads, which are not asked for. */
+const ITEM_BYTES = 2560;
+/** Of a block's shared memory the device has some for itself. */
+const RESERVED_BYTES = 1024;
+
+/**
+ * The cut of the walk over those that chose a block, where it is for such a walk
+ * at all: two blocks of threads a multiprocessor, each with a block of keys.
+ */
+export function hopperBlocksTile(
+  shape: AttentionShape,
+  isLatent: boolean,
+  facts: DeviceFacts,
+): FlashTile | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const fits =
+    isHopperKey(shape, facts) &&
+    isHopperValue(valueWidth) &&
+    width + ropeWidth <= 128;
+  if (!IN_USE.blocks || !fits) return undefined;
+  const [rows, keys, blocks] = [64, 64, 2];
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + wholeChunks(valueWidth);
+  const own = isLatent ? keyColumns : columns;
+  const bytesOf = (stages: number) =>
+    2 * (rows * (own + keys) + stages * keys * columns) + SPARE_BYTES;
+  const most = (facts.sharedBytes + RESERVED_BYTES) / blocks - RESERVED_BYTES;
+  const stages = [3, 2].find((n) => bytesOf(n) + ITEM_BYTES <= most);
+  if (stages === undefined) return undefined;
+  const sharedBytes = bytesOf(stages);
+  return { rows, warps: warpsOf(rows), keys, stages, blocks, sharedBytes };
 }
 
 /** Few heads of several leaders share a warp's 16 rows. */

@@ -7,6 +7,7 @@ import attentionBackwardQueries from './attention-backward-queries.cu';
 import attentionForward from './attention-forward.cu';
 import attentionParts from './attention-parts.cu';
 import attentionTile from './attention-tile.cuh';
+import blockItems from './block-items.cuh';
 import cast from './cast.cu';
 import chooseBlocks from './choose-blocks.cu';
 import chunks from './chunks.cuh';
@@ -31,6 +32,7 @@ import gatedSum from './gated-sum.cu';
 import gatherRowsBackward from './gather-rows-backward.cu';
 import hopper from './hopper.cuh';
 import hopperBackward from './hopper-backward.cu';
+import hopperBackwardBlocks from './hopper-backward-blocks.cu';
 import hopperBackwardKeys from './hopper-backward-keys.cu';
 import hopperBackwardQueries from './hopper-backward-queries.cu';
 import hopperForward from './hopper-forward.cu';
@@ -63,6 +65,7 @@ export const headers: Readonly<Record<string, string>> = {
   'flash.cuh': flash,
   'flash-softmax.cuh': flashSoftmax,
   'flash-gradients.cuh': flashGradients,
+  'block-items.cuh': blockItems,
   'hopper.cuh': hopper,
   'hopper-ptx.cuh': hopperPtx,
   'ranks.cuh': ranks,
@@ -93,6 +96,7 @@ export const sources = {
   'gated-sum': gatedSum,
   'gather-rows-backward': gatherRowsBackward,
   'hopper-backward': hopperBackward,
+  'hopper-backward-blocks': hopperBackwardBlocks,
   'hopper-backward-keys': hopperBackwardKeys,
   'hopper-backward-queries': hopperBackwardQueries,
   'hopper-forward': hopperForward,
