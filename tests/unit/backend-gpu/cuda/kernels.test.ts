@@ -182,18 +182,15 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'gated-sum': [{ T: 'bf16', LANES: 8 }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
-    { ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
-    { ...grouped, ...hopper, STAGES: 4, N: 64, VIEW: 'COMPRESSED', BLOCK: 1 },
-    {
-      ...{ ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
-      ...{ WIDTH: 64, VALUE: 64, UNIT: 3 },
-    },
+    { ...grouped, ...dense, BULK: 0 },
+    { ...grouped, ...dense, VIEW: 'COMPRESSED', BULK: 1 },
+    { ...grouped, ...dense, WIDTH: 64, VALUE: 64, UNIT: 3, BULK: 1 },
     ...[0, 1].map((LATENT) => ({
-      ...{ ...grouped, ...dense, ...hopper, STAGES: 4, N: 64 },
-      ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1, LATENT },
+      ...{ ...grouped, ...dense, WIDTH: 64, ROPE: 32, VALUE: 64 },
+      ...{ UNIT: 1, LATENT, BULK: LATENT },
     })),
-    { ...narrow, ...dense, ...hopper, STAGES: 4, N: 64, UNIT: 4 },
-  ],
+    { ...narrow, ...dense, UNIT: 4, BULK: 0 },
+  ].map((form) => ({ ...hopper, ...form, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 4 },

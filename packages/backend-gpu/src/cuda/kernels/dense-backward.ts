@@ -23,10 +23,10 @@ import {
 import { extent, type KernelContext } from './context';
 import { isLatent } from './flash';
 import {
-  type HopperCut,
   hopperBackwardCut,
   hopperLaunch,
   hopperPlan,
+  type WalkCut,
 } from './hopper';
 
 export function denseBackward(
@@ -46,7 +46,7 @@ function backwardInOneWalk(
   inputs: AttentionOperands & AttentionResults,
   { dQ, dQRope, dK, dV, dKRope }: AttentionGradients,
   view: View,
-  cut: HopperCut,
+  cut: WalkCut,
 ): void {
   const { facts } = context;
   const { sequences } = view;
@@ -66,10 +66,12 @@ function backwardInOneWalk(
   const counts = 1 + keyHeads * plan.rowTiles + units * plan.keyTiles;
   const counters = context.scratch(counts, 'i32');
   context.clear(counters);
+  const launch = hopperLaunch(shape, view, isLatent(inputs), cut);
   context.run({
     file: 'hopper-backward',
     entry: 'hopperBackward',
-    ...hopperLaunch(shape, view, isLatent(inputs), cut),
+    ...launch,
+    defines: { ...launch.defines, BULK: cut.isBulk ? 1 : 0 },
     grid: [Math.min(plan.items, facts.multiprocessors)],
     arguments: [
       ...call(inputs, view),

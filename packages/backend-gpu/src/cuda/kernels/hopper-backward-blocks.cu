@@ -301,13 +301,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     multiplyTiles<VALUE, BLOCK, N>(y, placeOfTile(V_AT), placeO);
     wgmmaCommit();
 
+    // LSE, then dO . o: on their way while products are waited for, else they
+    // come one by one.
+    float2 known[N / 8];
+    auto loadKnown = [&](int which) {
+      const float *from = shared.known[turn.stage] + which * N + laneColumn();
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) known[n] = *(const float2 *)(from + 8 * n);
+    };
+    loadKnown(0);
     wgmmaWait<1>();
     hold(x);
-    const float *known = shared.known[turn.stage] + laneColumn();
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
-      float2 two = *(const float2 *)(known + 8 * n);
-      float log[2] = {two.x * LOG2_E, two.y * LOG2_E};
+      float log[2] = {known[n].x * LOG2_E, known[n].y * LOG2_E};
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         x[n][e] = exp2Fast(x[n][e] * scale - log[e % 2]);
@@ -334,11 +341,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     multiplyWeights(dV, weights, placeO, 1);
     wgmmaCommit();
 
+    loadKnown(1);
     wgmmaWait<1>();
     hold(y);
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
-      float2 delta = *(const float2 *)(known + N + 8 * n);
+      float2 delta = known[n];
       x[n][0] *= y[n][0] - delta.x;
       x[n][1] *= y[n][1] - delta.y;
       x[n][2] *= y[n][2] - delta.x;

@@ -4,7 +4,6 @@
 // a row's parts are added in the order of the keys. See "One walk for all
 // gradients" of the kernel notebook.
 #include "hopper.cuh"
-#define BULK 1
 
 static_assert(ROWS == 128 && N == 64 && KEY <= 128, "what registers hold");
 
@@ -515,7 +514,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float4 *to = shared.sums[place] + threadIdx.x % 32 +
                    (4 * group + warp) * (PART / 4);
       if (!shared.isLast[place]) {
-#ifdef BULK
+#if BULK
         store(x, staged, 32);
         fenceProducts();
         __syncwarp();
@@ -554,7 +553,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto finishAdding = [&](unsigned of) {
       __syncwarp();
       if (threadIdx.x % 32 > 0) return;
-#ifdef BULK
+#if BULK
       bulkWait();
 #endif
       arrive(&barriers.added[placeIn<STAGES>(of)]);
@@ -609,7 +608,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
       wgmmaWait<1>();
       addQueries(before);
-#ifndef BULK
+#if !BULK
       finishAdding(before);
 #endif
       if (sees) {
@@ -630,7 +629,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       } else {
         clearScores();
       }
-#ifdef BULK
+#if BULK
       finishAdding(before);
 #endif
       freeGradients();

@@ -35,8 +35,12 @@ const ODD = 8;
 const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
 const warpsOf = (rows: number) => rows / 16 + 4;
-/** Barriers, and what tiles lose to start on multiples of 1024 bytes. */
-const SPARE_BYTES = 1024 + 256;
+/** What tiles lose to start on multiples of so many bytes. */
+const TILE_BYTES = 1024;
+/** That, and barriers. */
+const SPARE_BYTES = TILE_BYTES + 256;
+/** Items, statistics and barriers of one walk, which are not asked for. */
+const WALK_BYTES = 1536;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
 /** Products are of 16 columns at a time. */
@@ -105,13 +109,22 @@ const mostSumBytes = ({ totalBytes }: DeviceFacts) => totalBytes / 16;
 /** Tiles of dO, as in hopper-backward.cu: only those of q are needed for long. */
 const GRADIENT_STAGES = 2;
 
+export interface WalkCut extends HopperCut {
+  /** Whether parts of dQ are added by way of shared memory. */
+  readonly isBulk: boolean;
+}
+
+/** Whether walks are over a window, and all of one length. */
+const isWindowed = ({ kind, window = 1, sequences }: View) =>
+  kind === 'ATTENTION' && window + ROWS - 1 < sequences.maxQueries;
+
 /** The cut of all gradients in one walk: its `keys` are rows of queries. */
 export function hopperBackwardCut(
   shape: AttentionShape,
   isLatent: boolean,
   view: View,
   facts: DeviceFacts,
-): HopperCut | undefined {
+): WalkCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
   const few = Math.min(view.rows, view.keys) <= ROWS / 2;
   if (!IN_USE.backward || few || view.kind === 'SELECTED') return undefined;
@@ -131,12 +144,15 @@ export function hopperBackwardCut(
   // dO . o.
   const stages = 4;
   const streamed = stages * keyColumns + GRADIENT_STAGES * valueColumns;
+  // A window's rows are added to by a few tiles of keys, of which each waits for
+  // the one before: registers are there sooner.
+  const isBulk = !isWindowed(view);
   const sharedBytes =
     2 * (ROWS * (own + 2 * keys) + keys * streamed) +
-    4 * keys * keyColumns +
-    1024;
-  if (sharedBytes + 1600 > facts.sharedBytes) return undefined;
-  return { rows: ROWS, keys, stages, sharedBytes };
+    (isBulk ? 4 * keys * keyColumns : 0) +
+    TILE_BYTES;
+  if (sharedBytes + WALK_BYTES > facts.sharedBytes) return undefined;
+  return { rows: ROWS, keys, stages, sharedBytes, isBulk };
 }
 
 /** Their rows of queries stand one behind the other. */
@@ -187,7 +203,7 @@ export interface HopperPlan {
 export function hopperPlan(
   { keyHeads, width, ropeWidth, valueWidth }: AttentionShape,
   view: View,
-  { rows, keys }: HopperCut,
+  { rows, keys }: WalkCut,
   { multiprocessors }: DeviceFacts,
 ): HopperPlan {
   const { kind, sequences, unitHeads, window = 1, length = 1 } = view;
@@ -197,7 +213,7 @@ export function hopperPlan(
   const keyTiles = view.keyTiles(rows);
   const tilesOf = (count: number) => Math.ceil((count * unitHeads) / keys);
   const seenBy = window + rows - 1;
-  const isWindow = kind === 'ATTENTION' && seenBy < queries;
+  const isWindow = isWindowed(view);
   const cycle = isWindow
     ? tilesOf(seenBy) + ((rows * unitHeads) % keys > 0 ? 1 : 0)
     : 2 ** 30;
