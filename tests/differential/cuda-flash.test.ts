@@ -660,15 +660,22 @@ describe.skipIf(reason)(
       await small.destroy();
     });
 
-    test.for([
-      ...Object.keys(sparse).map((name) => ['bf16', name] as const),
-      ['f16', 'a list a query, some of none'] as const,
-    ])('lists by their blocks in %s: %s', async ([dtype, name]) => {
-      const small = await openEmulated(fewParts);
-      const form = sparse[name] as Form;
-      await expectAgreement(small, 'selectedAttention', form, dtype);
-      await small.destroy();
-    });
+    test.for(
+      [80, 90].flatMap((capability) => [
+        ...Object.keys(sparse).map(
+          (name) => [capability, 'bf16', name] as const,
+        ),
+        [capability, 'f16', 'a list a query, some of none'] as const,
+      ]),
+    )(
+      'lists by their blocks on %d in %s: %s',
+      async ([capability, dtype, name]) => {
+        const small = await openEmulated({ ...fewParts, capability });
+        const form = sparse[name] as Form;
+        await expectAgreement(small, 'selectedAttention', form, dtype);
+        await small.destroy();
+      },
+    );
 
     test('lists by their blocks: neighbours change no bit', async () => {
       const small = await openEmulated(fewParts);

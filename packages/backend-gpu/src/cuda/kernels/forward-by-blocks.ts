@@ -14,18 +14,21 @@ import {
   isLatent,
 } from './flash';
 import { partBytes, type SelectedView } from './gradient-parts';
+import { hopperLaunch, hopperPartsCut, type PartsCut } from './hopper';
 
 /** Whether it is in use; what is not takes unions of lists. */
 const IN_USE = true;
 
 /** Most lists of an item; as many as two rounds of a block of threads. */
 const ITEM = 16;
-/** With more lists a block, on average, nothing is read less often. */
-const MOST_LISTS = 2 * ITEM;
+/** The same on Hopper, where items follow on one another without a gap. */
+const HOPPER_ITEM = 64;
+/** With more lists a block, on average, hardly anything is read less often. */
+const MOST_LISTS = 32;
 /** A block that fewer lists of a chunk have is read too often. */
 const LEAST_LISTS = 4;
 /** With fewer blocks for each that a list chooses, unions share more. */
-const LEAST_BLOCKS = 16;
+const LEAST_BLOCKS = 8;
 /** A table of them has to fit shared memory. */
 const MOST_BLOCKS = 16_384;
 /** Of a block's shared memory the device has some for itself. */
@@ -42,6 +45,10 @@ export type ForwardBlocksTile = FlashTile & {
   readonly together: number;
   /** Blocks that a list may have. */
   readonly places: number;
+  /** Lists of an item at most. */
+  readonly item: number;
+  /** Where Hopper's kernel makes the parts. */
+  readonly hopper: PartsCut | undefined;
 };
 
 /** None where lists have too many rows, or blocks have too few lists. */
@@ -85,9 +92,11 @@ export function forwardBlocksTile(
       sharedBytes + RESERVED_BYTES,
   );
   if (blocks === undefined) return undefined;
+  const hopper = hopperPartsCut(shape, isLatent(operands), facts);
   return {
     ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
     ...{ most, perUnit: Math.ceil(leaders / most), together, places },
+    ...{ item: hopper ? HOPPER_ITEM : ITEM, hopper },
   };
 }
 
@@ -100,7 +109,7 @@ export function attendByBlocks(
 ): void {
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
-  const { most, perUnit, together, places } = tile;
+  const { most, perUnit, together, places, item, hopper } = tile;
   if (!coversQueries(sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -112,14 +121,14 @@ export function attendByBlocks(
   const chunks = sequences.count * units * perUnit;
   const pairs = most * length;
   const mostItems =
-    chunks * (Math.min(places, pairs) + Math.ceil(pairs / ITEM));
+    chunks * (Math.min(places, pairs) + Math.ceil(pairs / item));
   const itemCounts = context.scratch(chunks, 'i32');
   const firstItems = context.scratch(chunks + 1, 'i32');
   const items = context.scratch(3 * mostItems, 'i32');
   const entries = context.scratch(chunks * pairs, 'i32');
   const cut = [units, perUnit, most].map(i32);
   const lists = [sharing, extent(indices, 1), length, places].map(i32);
-  const defines = { BLOCK: tile.keys, ITEM };
+  const defines = { BLOCK: tile.keys, ITEM: item };
   const table = (
     launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
   ) =>
@@ -149,29 +158,48 @@ export function attendByBlocks(
   const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
   const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
-  const launch = flashLaunch(shape, view, isLatent(operands), tile);
-  const run = (given: Pick<Launch, 'entry' | 'grid' | 'arguments'>) =>
-    context.run({
-      file: 'flash-forward-blocks',
-      ...launch,
-      defines: { ...launch.defines, UNIT: unitHeads, SHARING: sharing, ITEM },
-      ...given,
-    });
+  const { defines: flash, ...launch } = flashLaunch(
+    ...([shape, view, isLatent(operands), tile] as const),
+  );
+  const shared = { UNIT: unitHeads, SHARING: sharing, ITEM: item };
   const operandsOf = call(operands, view);
-  const atOnce = tile.blocks * context.facts.multiprocessors;
+  const { multiprocessors } = context.facts;
   for (let first = 0; first < chunks; first += together) {
     const count = Math.min(together, chunks - first);
-    run({
-      entry: 'flashForwardBlocks',
-      grid: [atOnce],
-      arguments: [
-        ...[...operandsOf, parts, partLse, firstItems, items, entries],
-        ...[...cut, ...[first, first + count].map(i32)],
-      ],
-    });
-    run({
-      entry: 'joinLists',
-      grid: [most, count],
+    const range = [first, first + count].map(i32);
+    if (hopper) {
+      const { defines, ...launch } = hopperLaunch(
+        ...([shape, view, isLatent(operands), hopper] as const),
+      );
+      context.run({
+        ...{ file: 'hopper-forward-blocks', entry: 'hopperForwardBlocks' },
+        defines: {
+          ...{ ...defines, ...shared, BLOCK: tile.keys },
+          KEY_STAGES: hopper.keyStages,
+        },
+        grid: [multiprocessors],
+        ...launch,
+        arguments: [
+          ...[...operandsOf, parts, partLse, items, entries, firstItems],
+          ...[...range, ...cut],
+        ],
+      });
+    } else {
+      context.run({
+        ...{ file: 'flash-forward-blocks', entry: 'flashForwardBlocks' },
+        defines: { ...flash, ...shared },
+        grid: [tile.blocks * multiprocessors],
+        ...launch,
+        arguments: [
+          ...[...operandsOf, parts, partLse, firstItems, items, entries],
+          ...[...cut, ...range],
+        ],
+      });
+    }
+    context.run({
+      ...{ file: 'join-lists', entry: 'joinLists', grid: [most, count] },
+      defines: { ...flash, ...shared },
+      threads: launch.threads,
       arguments: [...operandsOf, o, lse, parts, partLse, ...cut, i32(first)],
     });
   }

@@ -220,3 +220,8 @@ ASA_WGMMA(144, "%72", "%73", "%74", "%75", "%76", "%77", "%78")
 ASA_WGMMA(160, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
 ASA_WGMMA(176, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 ASA_WGMMA(192, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
+
+/** The same of an address: what is added to it stays an immediate. */
+template <typename V> __device__ inline void renew(V *&x) {
+  asm volatile("" : "+l"(x));
+}

@@ -34,9 +34,12 @@ import hopperBackward from './hopper-backward.cu';
 import hopperBackwardKeys from './hopper-backward-keys.cu';
 import hopperBackwardQueries from './hopper-backward-queries.cu';
 import hopperForward from './hopper-forward.cu';
+import hopperForwardBlocks from './hopper-forward-blocks.cu';
 import hopperImportance from './hopper-importance.cu';
 import hopperPtx from './hopper-ptx.cuh';
+import joinLists from './join-lists.cu';
 import linearAttention from './linear-attention.cu';
+import parts from './parts.cuh';
 import pieces from './pieces.cuh';
 import prefix from './prefix.cuh';
 import ptx from './ptx.cuh';
@@ -59,6 +62,7 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'chunks.cuh': chunks,
+  'parts.cuh': parts,
   'prefix.cuh': prefix,
   'flash.cuh': flash,
   'flash-softmax.cuh': flashSoftmax,
@@ -96,7 +100,9 @@ export const sources = {
   'hopper-backward-keys': hopperBackwardKeys,
   'hopper-backward-queries': hopperBackwardQueries,
   'hopper-forward': hopperForward,
+  'hopper-forward-blocks': hopperForwardBlocks,
   'hopper-importance': hopperImportance,
+  'join-lists': joinLists,
   'linear-attention': linearAttention,
   'rms-norm': rmsNorm,
   rope,
