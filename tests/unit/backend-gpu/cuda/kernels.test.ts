@@ -227,8 +227,8 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     ...parts,
     { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2 },
   ].map((form) => ({
-    ...{ ...form, ...hopper, WARPS: 16, ROWS: 192, N: 64, ITEM: 64 },
-    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3 },
+    ...{ ...form, ...hopper, WARPS: 16, ROWS: 192, N: 64, ITEM: 128 },
+    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3, KEEPS_KEYS: 0 },
   })),
   'hopper-importance': [
     { ...grouped, STAGES: 4, LEADER_ROWS: 16 },

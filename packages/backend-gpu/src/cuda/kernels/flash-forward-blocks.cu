@@ -22,11 +22,9 @@ struct Taken {
   __device__ int placeOf(int i) const { return entries[i] & 0xffff; }
 };
 
-/** Chunks `firstChunk .. endChunk`, whose parts are those of `parts`. */
+/** A range of chunks, whose parts are those of `parts`. */
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashForwardBlocks(Call u, Parts parts, const int *firstItems,
-                       const Item *items, const unsigned *entries, Cut cut,
-                       int firstChunk, int endChunk) {
+    flashForwardBlocks(Call u, Parts parts, Items all, Cut cut) {
   extern __shared__ int4 memory[];
   __shared__ Taken taken[2];
   T *tileK = (T *)memory;
@@ -41,14 +39,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
   // The next item comes while one is computed with, by the first warp.
-  int number = firstItems[firstChunk] + blockIdx.x;
-  int end = firstItems[endChunk];
-  auto itemAt = [&](int number) {
-    Item none = {};
-    return number < end ? items[number] : none;
-  };
+  int number = blockIdx.x;
+  int itemCount = all.counts[all.range].x;
   auto entryOf = [&](const Item &item) {
-    const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
+    const unsigned *from = all.entries + (i64)item.chunk * cut.most * u.count;
     return lane < (int)item.count ? from[item.first + lane] : 0;
   };
   auto keep = [&](Taken &to, const Item &item, unsigned entry) {
@@ -56,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (lane < (int)item.count) to.entries[lane] = entry;
   };
   if (warp == 0) {
-    Item item = itemAt(number);
+    Item item = all.at(number, itemCount);
     keep(taken[0], item, entryOf(item));
   }
 
@@ -114,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
     cpAsyncCommit();
 
-    i64 first = (i64)(item.chunk - firstChunk) * cut.most * u.count;
+    i64 first = (i64)(item.chunk - all.firstChunk()) * cut.most * u.count;
     number += gridDim.x;
     Item next;
     unsigned nextEntry;
@@ -139,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       __syncwarp();
       copyQueries(base + LISTS);
       cpAsyncCommit();
-      if (base == 0 && warp == 0) next = itemAt(number);
+      if (base == 0 && warp == 0) next = all.at(number, itemCount);
 
       unsigned weights[ROW_TILES][N / 16][4];
       float factor[ROW_TILES][2];

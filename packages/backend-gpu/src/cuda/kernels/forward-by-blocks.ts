@@ -21,16 +21,24 @@ const IN_USE = true;
 
 /** Most lists of an item; as many as two rounds of a block of threads. */
 const ITEM = 16;
-/** The same on Hopper, where items follow on one another without a gap. */
-const HOPPER_ITEM = 64;
 /** With more lists a block, on average, hardly anything is read less often. */
-const MOST_LISTS = 32;
+const MOST_LISTS = 2 * ITEM;
+/** The same on Hopper, where an item's end makes nobody wait. */
+const HOPPER_ITEM = 128;
+const HOPPER_MOST_LISTS = 64;
 /** A block that fewer lists of a chunk have is read too often. */
 const LEAST_LISTS = 4;
 /** With fewer blocks for each that a list chooses, unions share more. */
 const LEAST_BLOCKS = 8;
+/** A leader's number in a chunk and its place in a list share 32 bits. */
+const MOST_LEADERS = 2 ** 16;
 /** A table of them has to fit shared memory. */
 const MOST_BLOCKS = 16_384;
+/**
+ * Keys and values of a key head are to stay in the L2 cache from chunk to chunk
+ * if they have so few bytes; else they are what leaves it first.
+ */
+const MOST_KEPT_BYTES = 0;
 /** Of a block's shared memory the device has some for itself. */
 const RESERVED_BYTES = 1024;
 /** Items that have been taken, and row tables. */
@@ -70,11 +78,15 @@ export function forwardBlocksTile(
   const places = Math.ceil(sequences.keyRoom / blockSize);
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
-  const perLeader = length * 16 * (2 * valueColumns + 4);
+  const perLeader = length * 16 * 2 * valueColumns;
   const room = Math.floor(partBytes(facts) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
-  const most = Math.min(leaders, room, Math.ceil(MOST_LISTS / listsOf(1)));
+  const hopper = hopperPartsCut(shape, isLatent(operands), facts);
+  const mostLists = hopper ? HOPPER_MOST_LISTS : MOST_LISTS;
+  const most = Math.min(
+    ...[leaders, room, MOST_LEADERS, Math.ceil(mostLists / listsOf(1))],
+  );
   const isShared = listsOf(most) >= LEAST_LISTS;
   const together = Math.floor(room / most);
   const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
@@ -92,7 +104,6 @@ export function forwardBlocksTile(
       sharedBytes + RESERVED_BYTES,
   );
   if (blocks === undefined) return undefined;
-  const hopper = hopperPartsCut(shape, isLatent(operands), facts);
   return {
     ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
     ...{ most, perUnit: Math.ceil(leaders / most), together, places },
@@ -109,7 +120,7 @@ export function attendByBlocks(
 ): void {
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
-  const { most, perUnit, together, places, item, hopper } = tile;
+  const { most, perUnit, places, item, hopper } = tile;
   if (!coversQueries(sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -120,90 +131,82 @@ export function attendByBlocks(
   const units = shape.heads / unitHeads;
   const chunks = sequences.count * units * perUnit;
   const pairs = most * length;
-  const mostItems =
-    chunks * (Math.min(places, pairs) + Math.ceil(pairs / item));
-  const itemCounts = context.scratch(chunks, 'i32');
-  const firstItems = context.scratch(chunks + 1, 'i32');
-  const items = context.scratch(3 * mostItems, 'i32');
+  // A block's last item may be of few lists.
+  const itemRoom = Math.min(places, pairs) + Math.ceil(pairs / item);
+  const keyBytes =
+    2 *
+    sequences.maxKeys *
+    (shape.width +
+      shape.ropeWidth +
+      (isLatent(operands) ? 0 : shape.valueWidth));
+  const together = Math.min(tile.together, chunks);
+  const ranges = Math.ceil(chunks / together);
+  const items = context.scratch(3 * ranges * together * itemRoom, 'i32');
   const entries = context.scratch(chunks * pairs, 'i32');
+  const counts = context.scratch(2 * ranges, 'i32');
+  const itemsOf = (range: number) => [
+    ...[items, entries, counts],
+    ...[range, together, itemRoom, 0].map(i32),
+  ];
   const cut = [units, perUnit, most].map(i32);
-  const lists = [sharing, extent(indices, 1), length, places].map(i32);
-  const defines = { BLOCK: tile.keys, ITEM: item };
-  const table = (
-    launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
-  ) =>
-    context.run({
-      ...{ file: 'forward-items', defines, grid: [chunks], threads: [256] },
-      sharedBytes: 4 * places,
-      ...launch,
-    });
-  const given = [indices, sequences.on(indices.backend)];
-  table({
-    entry: 'countItems',
-    arguments: [...given, itemCounts, ...cut, ...lists],
-  });
-  table({
-    entry: 'placeItems',
-    grid: [1],
-    threads: [1024],
-    sharedBytes: 0,
-    arguments: [itemCounts, firstItems, i32(chunks)],
-  });
-  table({
-    entry: 'listItems',
-    arguments: [...given, firstItems, items, entries, ...cut, ...lists],
+  context.clear(counts);
+  context.run({
+    ...{ file: 'forward-items', entry: 'listItems' },
+    defines: { BLOCK: tile.keys, ITEM: item },
+    grid: [chunks],
+    threads: [256],
+    sharedBytes: 4 * places,
+    arguments: [
+      ...[indices, sequences.on(indices.backend), ...itemsOf(0), ...cut],
+      ...[sharing, extent(indices, 1), length, places].map(i32),
+    ],
   });
 
-  const slots = Math.min(together, chunks) * pairs;
+  const slots = together * pairs;
   const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
   const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
-  const { defines: flash, ...launch } = flashLaunch(
+  const given = call(operands, view);
+  const { multiprocessors } = context.facts;
+  const lists = { UNIT: unitHeads, SHARING: sharing, ITEM: item };
+  const { defines, ...any } = flashLaunch(
     ...([shape, view, isLatent(operands), tile] as const),
   );
-  const shared = { UNIT: unitHeads, SHARING: sharing, ITEM: item };
-  const operandsOf = call(operands, view);
-  const { multiprocessors } = context.facts;
-  for (let first = 0; first < chunks; first += together) {
-    const count = Math.min(together, chunks - first);
-    const range = [first, first + count].map(i32);
-    if (hopper) {
-      const { defines, ...launch } = hopperLaunch(
-        ...([shape, view, isLatent(operands), hopper] as const),
-      );
-      context.run({
-        ...{ file: 'hopper-forward-blocks', entry: 'hopperForwardBlocks' },
-        defines: {
-          ...{ ...defines, ...shared, BLOCK: tile.keys },
-          KEY_STAGES: hopper.keyStages,
-        },
-        grid: [multiprocessors],
-        ...launch,
-        arguments: [
-          ...[...operandsOf, parts, partLse, items, entries, firstItems],
-          ...[...range, ...cut],
-        ],
-      });
-    } else {
-      context.run({
+  const walk: Omit<Launch, 'arguments'> = hopper
+    ? hopperWalk(hopper)
+    : {
         ...{ file: 'flash-forward-blocks', entry: 'flashForwardBlocks' },
-        defines: { ...flash, ...shared },
+        defines: { ...defines, ...lists },
         grid: [tile.blocks * multiprocessors],
-        ...launch,
-        arguments: [
-          ...[...operandsOf, parts, partLse, firstItems, items, entries],
-          ...[...cut, ...range],
-        ],
-      });
-    }
+        ...any,
+      };
+  for (let range = 0; range < ranges; range++) {
+    const first = range * together;
     context.run({
-      ...{ file: 'join-lists', entry: 'joinLists', grid: [most, count] },
-      defines: { ...flash, ...shared },
-      threads: launch.threads,
-      arguments: [...operandsOf, o, lse, parts, partLse, ...cut, i32(first)],
+      ...walk,
+      arguments: [...given, parts, partLse, ...itemsOf(range), ...cut],
+    });
+    context.run({
+      ...{ file: 'join-lists', entry: 'joinLists' },
+      defines: { ...defines, ...lists },
+      grid: [most, Math.min(together, chunks - first)],
+      threads: any.threads,
+      arguments: [...given, o, lse, parts, partLse, ...cut, i32(first)],
     });
   }
-  for (const x of [itemCounts, firstItems, items, entries, parts, partLse]) {
-    x.free();
+  for (const x of [counts, items, entries, parts, partLse]) x.free();
+
+  function hopperWalk(cut: PartsCut): Omit<Launch, 'arguments'> {
+    const launch = hopperLaunch(shape, view, isLatent(operands), cut);
+    const own = {
+      BLOCK: tile.keys,
+      KEY_STAGES: cut.keyStages,
+      KEEPS_KEYS: keyBytes <= MOST_KEPT_BYTES ? 1 : 0,
+    };
+    return {
+      ...{ file: 'hopper-forward-blocks', entry: 'hopperForwardBlocks' },
+      grid: [multiprocessors],
+      ...{ ...launch, defines: { ...launch.defines, ...lists, ...own } },
+    };
   }
 }

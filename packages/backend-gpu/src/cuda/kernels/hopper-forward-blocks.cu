@@ -24,6 +24,9 @@ static_assert(GROUPS * TAKEN + LEFT <=
                   (GROUPS + 1) * (65536 / THREADS / 8 * 8),
               "a block has what all its threads started with");
 
+/** The barrier at which the copying warps meet. */
+#define COPIERS 1
+
 /** Tiles on their way behind the oldest one: what hides how far memory is. */
 constexpr int AHEAD = 4;
 
@@ -31,6 +34,15 @@ constexpr int AHEAD = 4;
 struct Barriers {
   Mbarrier full[STAGES + KEY_STAGES], free[STAGES + KEY_STAGES];
 };
+
+/** Where keys are to stay in the L2 cache, parts are what leaves it first. */
+__device__ inline void storePart(uint4 *at, uint4 part) {
+#if KEEPS_KEYS
+  __stcs(at, part);
+#else
+  __stcg(at, part);
+#endif
+}
 
 /** What a warp that computes is told of its list; see `Told::of`. */
 struct Told {
@@ -142,14 +154,6 @@ __device__ inline void copySixteen(T *tile, const T *base, int count,
   }
 }
 
-/** Items of a block of threads, of which the next ones are read ahead. */
-struct Items {
-  const Item *items;
-  const unsigned *entries;
-  const int *firstItems;
-  int firstChunk, endChunk;
-};
-
 /** Rows of q of a list: of one query, or of the queries of a leader. */
 template <int WIDE> __device__ inline int rowOffset(int i, int heads) {
   return UNIT == 16 ? i * WIDE : (i / UNIT * heads + i % UNIT) * WIDE;
@@ -157,7 +161,7 @@ template <int WIDE> __device__ inline int rowOffset(int i, int heads) {
 
 __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
                                T *queries, T *keys, Told (*told)[LISTS],
-                               Barriers &barriers) {
+                               int *numbers, Barriers &barriers) {
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
   Underway copies = {barriers, ~0u};
@@ -173,24 +177,29 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   }
   // Each warp has one list of a round, and knows it by the lane of the round's
   // number: an item's lists are looked up at once, an item ahead.
-  int number = all.firstItems[all.firstChunk] + blockIdx.x;
-  int end = all.firstItems[all.endChunk];
-  auto itemAt = [&](int number) {
-    Item none = {};
-    return number < end ? all.items[number] : none;
-  };
+  int itemCount = all.counts[all.range].x;
   auto entryOf = [&](const Item &item) {
     int i = LISTS * lane + warp;
     const unsigned *of = all.entries + (i64)item.chunk * cut.most * u.count;
     return i < (int)item.count ? of[item.first + i] : 0;
   };
-  CopyOnce once = {leavesFirst()};
-  Item item = itemAt(number);
-  Item next = itemAt(number + gridDim.x);
+  // Two items are each block's own, the others who comes first takes.
+  bool takes = threadIdx.x % GROUP == 0;
+  auto take = [&] {
+    return 2 * (int)gridDim.x + atomicAdd(&all.counts[all.range].y, 1);
+  };
+  int taken = takes ? take() : 0;
+  Item item = all.at(blockIdx.x, itemCount);
+  Item next = all.at(gridDim.x + blockIdx.x, itemCount);
   unsigned entry = entryOf(item);
-  while (item.count > 0) {
-    number += gridDim.x;
-    Item following = itemAt(number + gridDim.x);
+  for (int n = 0; item.count > 0; n = 1 - n) {
+    if (takes) {
+      numbers[n] = taken;
+      taken = take();
+    }
+    // The place of the item before is free: here all had read it.
+    meetAt(COPIERS, GROUP);
+    Item following = all.at(numbers[n], itemCount);
     unsigned nextEntry = entryOf(next);
 
     Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
@@ -200,6 +209,11 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
     int rounds = (listCount + LISTS - 1) / LISTS;
     int firstKey = item.block * BLOCK;
     {
+#if KEEPS_KEYS
+      Copy keyCopy;
+#else
+      CopyOnce keyCopy = {leavesFirst()};
+#endif
       Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
       int key = firstKey + 16 * warp;
       int count = s.keyCount - key;
@@ -213,16 +227,16 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       }
       auto keyAt = [&](int i) { return (i64)i * from.keyStride; };
       copySixteen<0, WIDTH>(tile, from.k + (i64)key * from.keyStride, count,
-                            keyAt, once);
+                            keyAt, keyCopy);
 #if ROPE > 0
       copySixteen<WIDTH, ROPE>(tile, from.kRope + (i64)key * ROPE, count,
-                               [](int i) { return i * ROPE; }, once);
+                               [](int i) { return i * ROPE; }, keyCopy);
 #endif
 #if !LATENT
       auto valueAt = [&](int i) { return (i64)i * from.valueStride; };
       copySixteen<0, VALUE>(tile + KEYS_SIZE,
                             from.v + (i64)key * from.valueStride, count,
-                            valueAt, once);
+                            valueAt, keyCopy);
 #endif
       copies.commit(STAGES + turnK.stage);
     }
@@ -231,7 +245,7 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
     ListRows rows = ListRows::of(s, chunk.first + leader, SHARING, UNIT);
     int row = rows.firstQuery * u.heads + head0;
     int last = rows.position - firstKey;
-    int part = ((item.chunk - all.firstChunk) * cut.most + leader) * u.count +
+    int part = ((item.chunk - all.firstChunk()) * cut.most + leader) * u.count +
                (int)(entry & 0xffff);
     bool isList = LISTS * lane + warp < listCount;
     if (!isList) rows.count = 0;
@@ -274,12 +288,13 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   }
 }
 
-/** Chunks `firstChunk .. endChunk`, as in flash-forward-blocks.cu. */
+/** A range of chunks, as in flash-forward-blocks.cu. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     hopperForwardBlocks(Call u, Parts parts, Items all, Cut cut) {
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
   __shared__ __align__(16) Told told[STAGES][LISTS];
+  __shared__ int numbers[2];
   T *queries = tilesIn(memory);
   T *keys = queries + STAGES * QUERIES_SIZE;
   int group = warpgroup();
@@ -293,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   if (group == GROUPS) {
     giveRegisters<LEFT>();
-    copyAll(u, all, cut, queries, keys, told, barriers);
+    copyAll(u, all, cut, queries, keys, told, numbers, barriers);
     return;
   }
   takeRegisters<TAKEN>();
@@ -345,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     uint4 *to = parts.o + (i64)own.part * PART + lane;
 #pragma unroll
     for (int n = 0; n < VALUES / 16; n++) {
-      __stcg(to + 32 * n, partOf(sums[2 * n], sums[2 * n + 1], factor));
+      storePart(to + 32 * n, partOf(sums[2 * n], sums[2 * n + 1], factor));
     }
   }
 }
