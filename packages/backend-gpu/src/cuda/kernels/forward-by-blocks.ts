@@ -154,7 +154,8 @@ export function attendByBlocks(
     ...{ file: 'forward-items', entry: 'listItems' },
     defines: { BLOCK: tile.keys, ITEM: item },
     grid: [chunks],
-    threads: [256],
+    // As many as there can be: a multiprocessor may have one chunk.
+    threads: [1024],
     sharedBytes: 4 * places,
     arguments: [
       ...[indices, sequences.on(indices.backend), ...itemsOf(0), ...cut],

@@ -4,7 +4,7 @@
 #include "chunks.cuh"
 #include "prefix.cuh"
 
-#define THREADS 256
+#define THREADS 1024
 
 /** The lists of a chunk. */
 struct Lists {

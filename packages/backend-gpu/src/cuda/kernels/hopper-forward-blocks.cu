@@ -18,9 +18,9 @@ constexpr int KEYS_SIZE = tileSize(TILE, KEY);
 constexpr int ITEM_SIZE = KEYS_SIZE + (LATENT ? 0 : tileSize(TILE, VALUE));
 
 /** Registers of a thread that computes, and of one that copies. */
-constexpr int TAKEN = GROUPS == 3 ? 144 : 208;
-constexpr int LEFT = GROUPS == 3 ? 80 : 88;
-static_assert(GROUPS * TAKEN + LEFT <=
+constexpr int COMPUTING_REGISTERS = GROUPS == 3 ? 144 : 208;
+constexpr int COPYING_REGISTERS = GROUPS == 3 ? 80 : 88;
+static_assert(GROUPS * COMPUTING_REGISTERS + COPYING_REGISTERS <=
                   (GROUPS + 1) * (65536 / THREADS / 8 * 8),
               "a block has what all its threads started with");
 
@@ -29,11 +29,6 @@ static_assert(GROUPS * TAKEN + LEFT <=
 
 /** Tiles on their way behind the oldest one: what hides how far memory is. */
 constexpr int AHEAD = 4;
-
-/** Those of queries, then those of keys. */
-struct Barriers {
-  Mbarrier full[STAGES + KEY_STAGES], free[STAGES + KEY_STAGES];
-};
 
 /** Where keys are to stay in the L2 cache, parts are what leaves it first. */
 __device__ inline void storePart(uint4 *at, uint4 part) {
@@ -44,8 +39,8 @@ __device__ inline void storePart(uint4 *at, uint4 part) {
 #endif
 }
 
-/** What a warp that computes is told of its list; see `Told::of`. */
-struct Told {
+/** What a warp that computes is told of its list. */
+struct __align__(16) Told {
   /** The number of the list's part, -1 where there is no list. */
   int part;
   /** The last key of the block that its first row sees. */
@@ -60,6 +55,15 @@ struct Told {
   __device__ unsigned parity() const { return keys >> 8 & 1; }
   __device__ bool isDone() const { return keys >> 9 & 1; }
   __device__ bool isEnd() const { return keys < 0; }
+};
+
+/** What the warps of a block share beside tiles. */
+struct Shared {
+  // A tile is there, and its place is free: those of queries, then of keys.
+  Mbarrier full[STAGES + KEY_STAGES], free[STAGES + KEY_STAGES];
+  Told told[STAGES][LISTS];
+  // Of the copying warps: which item comes, in turn.
+  int numbers[2];
 };
 
 /** A place in a ring of COUNT tiles, and the parity of its phase. */
@@ -80,22 +84,25 @@ template <int COUNT> struct Ring {
  * their way than with `Copies`, as a tile is only a few copies of a thread.
  */
 struct Underway {
-  Barriers &barriers;
+  Shared &shared;
   unsigned due;
 
-  __device__ void announceOldest() {
-    if (due >> 24 != 0xff) arriveWarp(barriers.full + (due >> 24));
-    due = due << 8 | 0xff;
+  /** Announces the oldest one; `tile` has been started since. */
+  __device__ void shift(int tile = 0xff) {
+    static_assert(AHEAD == 4, "bytes of a register");
+    unsigned oldest = due >> 24;
+    due = due << 8 | tile;
+    if (oldest != 0xff) arriveWarp(shared.full + oldest);
   }
   __device__ void announceAll() {
     cpAsyncWait<0>();
     fenceProducts();
 #pragma unroll
-    for (int n = 0; n < AHEAD; n++) announceOldest();
+    for (int n = 0; n < AHEAD; n++) shift();
   }
   /** Waits until a tile's place is free. */
   __device__ void claim(int tile, unsigned parity) {
-    Mbarrier *free = barriers.free + tile;
+    Mbarrier *free = shared.free + tile;
     if (!__all_sync(0xffffffff, hasEnded(free, parity ^ 1))) {
       announceAll();
       await(free, parity ^ 1);
@@ -103,13 +110,10 @@ struct Underway {
   }
   /** What has been started since is that tile. */
   __device__ void commit(int tile) {
-    static_assert(AHEAD == 4, "bytes of a register");
     cpAsyncCommit();
     cpAsyncWait<AHEAD>();
     fenceProducts();
-    unsigned oldest = due >> 24;
-    due = due << 8 | tile;
-    if (oldest != 0xff) arriveWarp(barriers.full + oldest);
+    shift(tile);
   }
 };
 
@@ -160,11 +164,10 @@ template <int WIDE> __device__ inline int rowOffset(int i, int heads) {
 }
 
 __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
-                               T *queries, T *keys, Told (*told)[LISTS],
-                               int *numbers, Barriers &barriers) {
+                               T *queries, T *keys, Shared &shared) {
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
-  Underway copies = {barriers, ~0u};
+  Underway copies = {shared, ~0u};
   Ring<STAGES> turn = {0, 0};
   Ring<KEY_STAGES> turnK = {0, 0};
 #pragma unroll 1
@@ -194,12 +197,12 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   unsigned entry = entryOf(item);
   for (int n = 0; item.count > 0; n = 1 - n) {
     if (takes) {
-      numbers[n] = taken;
+      shared.numbers[n] = taken;
       taken = take();
     }
     // The place of the item before is free: here all had read it.
     meetAt(COPIERS, GROUP);
-    Item following = all.at(numbers[n], itemCount);
+    Item following = all.at(shared.numbers[n], itemCount);
     unsigned nextEntry = entryOf(next);
 
     Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
@@ -222,7 +225,7 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       // Warpgroups that get no round of it.
       if (lane == 0) {
         for (int n = rounds; n < GROUPS; n++) {
-          arrive(barriers.free + STAGES + turnK.stage);
+          arrive(shared.free + STAGES + turnK.stage);
         }
       }
       auto keyAt = [&](int i) { return (i64)i * from.keyStride; };
@@ -256,9 +259,8 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       copies.claim(turn.stage, turn.parity);
       if (lane == round) {
         bool isDone = round + GROUPS >= rounds;
-        told[turn.stage][warp] = {
-            isList ? part : -1, last,
-            Told::place(turnK.stage, turnK.parity, isDone), 0};
+        int place = Told::place(turnK.stage, turnK.parity, isDone);
+        shared.told[turn.stage][warp] = {isList ? part : -1, last, place, 0};
       }
       if (count > 0) {
         copySixteen<0, WIDTH>(
@@ -282,8 +284,8 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   copies.announceAll();
   for (int n = 0; n < GROUPS; n++) {
     copies.claim(turn.stage, turn.parity);
-    if (lane == 0) told[turn.stage][warp] = {-1, 0, -1, 0};
-    arriveWarp(barriers.full + turn.stage);
+    if (lane == 0) shared.told[turn.stage][warp] = {-1, 0, -1, 0};
+    arriveWarp(shared.full + turn.stage);
     turn.next();
   }
 }
@@ -292,26 +294,24 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     hopperForwardBlocks(Call u, Parts parts, Items all, Cut cut) {
   extern __shared__ int4 memory[];
-  __shared__ Barriers barriers;
-  __shared__ __align__(16) Told told[STAGES][LISTS];
-  __shared__ int numbers[2];
+  __shared__ Shared shared;
   T *queries = tilesIn(memory);
   T *keys = queries + STAGES * QUERIES_SIZE;
   int group = warpgroup();
   if (threadIdx.x == 0) {
     // Warps that copy; warps that compute, of one warpgroup or of all.
     for (int n = 0; n < STAGES + KEY_STAGES; n++) {
-      initBarrier(barriers.full + n, 4);
-      initBarrier(barriers.free + n, n < STAGES ? 4 : 4 * GROUPS);
+      initBarrier(shared.full + n, 4);
+      initBarrier(shared.free + n, n < STAGES ? 4 : 4 * GROUPS);
     }
   }
   __syncthreads();
   if (group == GROUPS) {
-    giveRegisters<LEFT>();
-    copyAll(u, all, cut, queries, keys, told, numbers, barriers);
+    giveRegisters<COPYING_REGISTERS>();
+    copyAll(u, all, cut, queries, keys, shared);
     return;
   }
-  takeRegisters<TAKEN>();
+  takeRegisters<COMPUTING_REGISTERS>();
 
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
@@ -320,13 +320,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   MatrixPlace placeK = placeOf<TILE>(keys);
   constexpr int VALUES_AT = LATENT ? 0 : KEYS_SIZE * 2 / 16;
   for (Ring<STAGES> turn = {group, 0};; turn.next(GROUPS)) {
-    await(barriers.full + turn.stage, turn.parity);
-    Told own = told[turn.stage][warp];
+    await(shared.full + turn.stage, turn.parity);
+    Told own = shared.told[turn.stage][warp];
     // One for the warp, as the compiler is to know.
     own.keys = __shfl_sync(0xffffffff, own.keys, 0);
     if (own.isEnd()) break;
     MatrixPlace place = placeK + own.stage() * (ITEM_SIZE * 2 / 16);
-    await(barriers.full + STAGES + own.stage(), own.parity());
+    await(shared.full + STAGES + own.stage(), own.parity());
     float scores[N / 8][4];
     wgmmaFence();
     multiplyTiles<KEY, TILE, TILE>(
@@ -334,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wgmmaCommit();
     wgmmaWait<0>();
     hold(scores);
-    arriveWarp(barriers.free + turn.stage);
+    arriveWarp(shared.free + turn.stage);
     float factor[2];
     float lse[2];
     unsigned weights[N / 16][4];
@@ -350,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wgmmaCommit();
     wgmmaWait<0>();
     hold(sums);
-    if (own.isDone()) arriveWarp(barriers.free + STAGES + own.stage());
+    if (own.isDone()) arriveWarp(shared.free + STAGES + own.stage());
     if (own.part < 0) continue;
     if (laneColumn() == 0) {
       float *at = parts.lse + (i64)own.part * 16 + laneRow();
