@@ -82,17 +82,20 @@ export function forwardBlocksTile(
   const room = Math.floor(partBytes(facts) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
+  const units = shape.heads / unitHeads;
+  const pairs = leaders * units * sequences.count * length;
   const hopper = hopperPartsCut(shape, isLatent(operands), facts);
-  const mostLists = hopper ? HOPPER_MOST_LISTS : MOST_LISTS;
+  // Few items would be shared out unevenly.
+  const share = Math.max(ITEM, pairs / (32 * multiprocessors));
+  const mostLists = hopper ? Math.min(HOPPER_MOST_LISTS, share) : MOST_LISTS;
   const most = Math.min(
     ...[leaders, room, MOST_LEADERS, Math.ceil(mostLists / listsOf(1))],
   );
   const isShared = listsOf(most) >= LEAST_LISTS;
   const together = Math.floor(room / most);
   const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
-  const units = shape.heads / unitHeads;
-  const items = (leaders * units * sequences.count * length) / ITEM;
-  if (!isShared || !isSparse || items < 16 * multiprocessors) return undefined;
+  const isLarge = pairs >= 16 * ITEM * multiprocessors;
+  if (!isShared || !isSparse || !isLarge) return undefined;
 
   const [rows, warps, keys] = [128, 4, 64];
   const needed =

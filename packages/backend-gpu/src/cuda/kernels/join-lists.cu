@@ -51,7 +51,8 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
                                    : -1;
     if (threadIdx.x < 32 && laneColumn() == 0 && index[half] >= 0) {
       lse[index[half]] =
-          total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
+          total[half] == 0 ? -INFINITE
+                           : (top[half] + log2f(total[half])) * (1 / LOG2_E);
     }
     // A list of no block: its weights are 2^-inf.
     if (top[half] == -INFINITE) top[half] = 0;
@@ -65,8 +66,8 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++) {
         bool is = isPart(first + i);
-        part[i] = is ? __ldcg(parts + (first + i) * PART + n * 32 + threadIdx.x % 32)
-                     : make_uint4(0, 0, 0, 0);
+        const uint4 *at = parts + (first + i) * PART + n * 32 + threadIdx.x % 32;
+        part[i] = is ? __ldcg(at) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           weight[i][half] = is ? lseOf(first + i, half) : -INFINITE;
@@ -93,15 +94,19 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
   }
 }
 
-/** The results of a list of those chunks; a block of threads a list. */
+/**
+ * The results of a list of some chunks; a block of threads a list. The last
+ * chunks come first: some of their parts are still in the L2 cache.
+ */
 extern "C" __global__ void __launch_bounds__(THREADS)
     joinLists(Call u, T *o, float *lse, Parts parts, Cut cut, int firstChunk) {
-  Chunk chunk = Chunk::of(firstChunk + blockIdx.y, u.sequences, cut, SHARING);
+  int place = gridDim.y - 1 - blockIdx.y;
+  Chunk chunk = Chunk::of(firstChunk + place, u.sequences, cut, SHARING);
   int leader = blockIdx.x;
   if (leader >= chunk.count) return;
   Sequence s = u.sequences[chunk.sequence];
   int number = chunk.first + leader;
-  i64 part = ((i64)blockIdx.y * cut.most + leader) * u.count;
+  i64 part = ((i64)place * cut.most + leader) * u.count;
   joinList(u, s, ListRows::of(s, number, SHARING, UNIT),
            listOf(u, s, number, chunk.unit * UNIT), chunk.unit,
            parts.o + part * PART, parts.lse + part * 16, o, lse);

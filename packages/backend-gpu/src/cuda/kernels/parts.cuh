@@ -6,7 +6,7 @@
 
 static_assert(SHARING * UNIT <= 16, "a list a row tile");
 
-/** 16-byte words of a part: 16 columns as they lie in accumulators, then the next. */
+/** 16-byte words of a part: 16 columns as in accumulators, then the next ones. */
 constexpr int PART = VALUES / 16 * 32;
 
 /** Parts and their LSE, in units of a factor 2. */
