@@ -304,6 +304,7 @@ inline void wgmmaCommit() { asaCommitProducts(); }
 template <int PENDING> inline void wgmmaWait() { asaWaitForProducts(PENDING); }
 template <typename V> inline void hold(V &) {}
 inline void renew(unsigned &) {}
+template <typename V> inline void renew(V *&) {}
 template <int COUNT> inline void forget(float (&x)[COUNT][4]) {
   memset(x, 0xff, sizeof x);
 }

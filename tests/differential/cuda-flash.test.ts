@@ -414,6 +414,49 @@ const sparse: Readonly<Record<string, Form>> = {
   },
 };
 
+/** The same in widths of every kind of copy, and of rows that are no queries. */
+const hopperSparse: Readonly<Record<string, Form>> = {
+  ...sparse,
+  'eight queries of one head a list, keys of 128 + 64 columns': {
+    heads: 2,
+    groups: 2,
+    width: 128,
+    rope: 64,
+    value: 128,
+    counts: [{ queries: 603, keys: 2001 }, { queries: 0 }, { queries: 7 }],
+    sharing: 8,
+    blockSize: 64,
+    count: 3,
+    holes: true,
+    tail: 1,
+  },
+  'two queries of six heads a list, keys of 40 + 16 columns': {
+    heads: 12,
+    groups: 2,
+    width: 40,
+    rope: 16,
+    value: 24,
+    counts: [
+      { queries: 201, keys: 1801 },
+      { queries: 70, keys: 71 },
+    ],
+    sharing: 2,
+    blockSize: 64,
+    count: 3,
+    empty: true,
+  },
+  'one head and one query a list, keys of 8 columns': {
+    heads: 4,
+    groups: 4,
+    width: 8,
+    value: 8,
+    counts: [{ queries: 160, keys: 1300 }],
+    blockSize: 64,
+    count: 2,
+    tail: 2,
+  },
+};
+
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
 const hopperForms: Readonly<Record<string, Form>> = {
   ...Object.fromEntries(
@@ -725,50 +768,61 @@ describe.skipIf(reason)(
     });
 
     test.for([
-      ...Object.keys(sparse).map((name) => ['bf16', name] as const),
-      ['f16', 'a list a query, some of none'] as const,
-    ])('lists by their blocks in %s: %s', async ([dtype, name]) => {
-      const small = await openEmulated(fewParts);
-      const form = sparse[name] as Form;
-      await expectAgreement(small, 'selectedAttention', form, dtype);
-      await small.destroy();
-    });
+      ...Object.keys(sparse).map((name) => [80, 'bf16', name, 1] as const),
+      [80, 'f16', 'a list a query, some of none', 1] as const,
+      ...Object.keys(hopperSparse).map(
+        (name) => [90, 'bf16', name, 1] as const,
+      ),
+      [90, 'f16', 'a list a query, some of none', 2] as const,
+    ])(
+      'lists by their blocks, capability %d, in %s: %s, on %d multiprocessors',
+      async ([capability, dtype, name, multiprocessors]) => {
+        const facts = { ...fewParts, capability, multiprocessors };
+        const small = await openEmulated(facts);
+        const form = hopperSparse[name] as Form;
+        await expectAgreement(small, 'selectedAttention', form, dtype);
+        await small.destroy();
+      },
+    );
 
-    test('lists by their blocks: neighbours change no bit', async () => {
-      const small = await openEmulated(fewParts);
-      const scope = new Scope(small);
-      const form = sparse['a list a query, some of none'] as Form;
-      const { inputs, attributes } = await callOf(
-        ...(['selectedAttention', form, 'bf16', reference] as const),
-      );
-      const lists = inputs.indices as Values;
-      const row = (form.count ?? 0) * form.groups;
-      const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
-        Math.floor(i / row) % 3 === 0 ? block : -1,
-      );
-      const results = await Promise.all(
-        [lists.data as Int32Array, others].map((data) => {
-          const indices = { ...lists, data };
-          const tensors = uploadAll(scope, { ...inputs, indices });
-          const { o } = scope.run(
-            anyOperator('selectedAttention'),
-            tensors,
-            attributes,
-          );
-          return scope.read(o as Tensor);
-        }),
-      );
-      const width = form.heads * (form.value ?? 0);
-      const [all, few] = results.map((o) =>
-        Array.from(o as Float32Array).filter(
-          (_, i) => Math.floor(i / width) % 3 === 0,
-        ),
-      );
-      expect(all?.some((x) => x !== 0)).toBe(true);
-      expect(few).toEqual(all);
-      scope.free();
-      await small.destroy();
-    });
+    test.for([80, 90])(
+      'lists by their blocks, capability %d: neighbours change no bit',
+      async (capability) => {
+        const small = await openEmulated({ ...fewParts, capability });
+        const scope = new Scope(small);
+        const form = sparse['a list a query, some of none'] as Form;
+        const { inputs, attributes } = await callOf(
+          ...(['selectedAttention', form, 'bf16', reference] as const),
+        );
+        const lists = inputs.indices as Values;
+        const row = (form.count ?? 0) * form.groups;
+        const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
+          Math.floor(i / row) % 3 === 0 ? block : -1,
+        );
+        const results = await Promise.all(
+          [lists.data as Int32Array, others].map((data) => {
+            const indices = { ...lists, data };
+            const tensors = uploadAll(scope, { ...inputs, indices });
+            const { o } = scope.run(
+              anyOperator('selectedAttention'),
+              tensors,
+              attributes,
+            );
+            return scope.read(o as Tensor);
+          }),
+        );
+        const width = form.heads * (form.value ?? 0);
+        const [all, few] = results.map((o) =>
+          Array.from(o as Float32Array).filter(
+            (_, i) => Math.floor(i / width) % 3 === 0,
+          ),
+        );
+        expect(all?.some((x) => x !== 0)).toBe(true);
+        expect(few).toEqual(all);
+        scope.free();
+        await small.destroy();
+      },
+    );
 
     async function expectAgreement(
       backend: Backend,

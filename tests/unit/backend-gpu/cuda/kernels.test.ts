@@ -70,6 +70,12 @@ const dense = { VIEW: 'ATTENTION', BLOCK: 1 };
 /** Two warpgroups that compute and one that copies. */
 const hopper = { WARPS: 12, ROWS: 128, N: 128, UNIT: 16 };
 const nsa = { VIEW: 'SELECTED', BLOCK: 64 };
+/** Sixteen rows a list: of one query, of two, of four. */
+const parts = [
+  { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
+  { ...latent, ...nsa, UNIT: 8, SHARING: 2 },
+  { ...narrow, ...nsa, UNIT: 4, SHARING: 4 },
+];
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
@@ -141,20 +147,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ROWS: 64, N: 64, BLOCKS: 1 },
     },
   ],
-  'flash-forward-blocks': [
-    {
-      ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, STAGES: 1, ITEM: 16 },
-      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
-    },
-    {
-      ...{ ...latent, ...nsa, UNIT: 8, SHARING: 2, STAGES: 1, ITEM: 16 },
-      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
-    },
-    {
-      ...{ ...narrow, ...nsa, UNIT: 4, SHARING: 4, STAGES: 1, ITEM: 16 },
-      ...{ ROWS: 128, N: 64, BLOCKS: 3 },
-    },
-  ],
+  'flash-forward-blocks': parts.map((form) => ({
+    ...{ ...form, STAGES: 1, ITEM: 16, ROWS: 128, N: 64, BLOCKS: 3 },
+  })),
   'flash-forward-union': [
     {
       ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, WARPS: 8, STAGES: 6 },
@@ -237,6 +232,13 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ VIEW: 'COMPRESSED', BLOCK: 1 },
     },
   ],
+  'hopper-forward-blocks': [
+    ...parts,
+    { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2 },
+  ].map((form) => ({
+    ...{ ...form, ...hopper, WARPS: 16, ROWS: 192, N: 64, ITEM: 128 },
+    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3, KEEPS_KEYS: 0 },
+  })),
   'hopper-importance': [
     { ...grouped, LEADER_ROWS: 16, QUERY_STAGES: 2 },
     { ...grouped, STAGES: 4, LEADER_ROWS: 16, QUERY_STAGES: 1 },
@@ -247,6 +249,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     ...{ ...form, ...hopper, WARPS: 20, ROWS: 256, LATENT: 1, VALUE: 16 },
     ...{ UNIT: form.LEADER_ROWS, VIEW: 'COMPRESSED', BLOCK: 1 },
     ...{ BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+  })),
+  'join-lists': parts.map((form) => ({
+    ...{ ...form, STAGES: 1, ITEM: 16, ROWS: 128, N: 64, BLOCKS: 3 },
   })),
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },

@@ -49,3 +49,24 @@ struct Item {
   int chunk, first;
   unsigned block : 24, count : 8;
 };
+
+/** The items of those chunks that are walked over in a launch: a range. */
+struct Items {
+  Item *items;
+  // Of each chunk the lists that have a block: leader << 16 | place.
+  unsigned *entries;
+  // Of each range how many items there are, and how many more have been taken.
+  int2 *counts;
+  // Chunks of a range, and room for items of each.
+  int range, chunks, room, unused;
+
+  __device__ int firstChunk() const { return range * chunks; }
+  __device__ Item *of(int range) const {
+    return items + (i64)range * chunks * room;
+  }
+  /** Of so many items; behind the last one there are some of no lists. */
+  __device__ Item at(int number, int count) const {
+    Item none = {};
+    return number < count ? of(range)[number] : none;
+  }
+};

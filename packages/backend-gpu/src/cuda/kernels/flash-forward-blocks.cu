@@ -2,19 +2,14 @@
 // for 16-bit types. A block of keys and its values stay in shared memory, and
 // the queries of those lists pass that have it: 8 KiB of queries and result for
 // a list's 16 rows, where its keys and values are 32. What a list finds in a
-// block, o and LSE, is a part in scratch memory; `joinLists` adds the parts of a
-// list in its order.
-#include "chunks.cuh"
-#include "flash.cuh"
+// block is a part in scratch memory; join-lists.cu adds those of a list.
+#include "parts.cuh"
 
 static_assert(N == BLOCK && ROWS == 32 * WARPS && KEY_WARPS == 1, "a block a tile");
-static_assert(SHARING * UNIT <= 16, "a list a row tile");
 static_assert(ITEM <= 32, "a warp takes the entries");
 
 /** Lists at a time; a warp has two. */
 constexpr int LISTS = ROW_TILES * WARPS;
-/** 16-byte words of a part. */
-constexpr int PART = VALUES / 16 * 32;
 /** Pairs of 8 columns of o that are summed at a time. */
 constexpr int STEP = VALUES % 32 == 0 ? 2 : 1;
 
@@ -27,109 +22,9 @@ struct Taken {
   __device__ int placeOf(int i) const { return entries[i] & 0xffff; }
 };
 
-/** Parts and their LSE, in units of a factor 2. */
-struct Parts {
-  uint4 *o;
-  float *lse;
-};
-
-/** The results of a list from its parts; its warps share out the columns. */
-__device__ inline void joinList(const Call &u, const Sequence &s,
-                                const ListRows &rows, const int *list, int unit,
-                                const uint4 *parts, const float *partLse, T *o,
-                                float *lse) {
-  constexpr int AT_ONCE = 8;
-  auto isPart = [&](int n) {
-    int block = n < u.count ? list[n] : -1;
-    return block >= 0 && (i64)block * BLOCK < s.keyCount;
-  };
-  auto lseOf = [&](int n, int half) {
-    return partLse[16 * n + 8 * half + laneRow()];
-  };
-  float top[2] = {-INFINITE, -INFINITE};
-  float total[2] = {0, 0};
-  for (int first = 0; first < u.count; first += AT_ONCE) {
-    float known[AT_ONCE][2];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      bool is = isPart(first + i);
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        known[i][half] = is ? lseOf(first + i, half) : -INFINITE;
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float most = top[half];
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) most = fmaxf(most, known[i][half]);
-      float reference = most == -INFINITE ? 0 : most;
-      total[half] *= exp2Fast(top[half] - reference);
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        total[half] += exp2Fast(known[i][half] - reference);
-      }
-      top[half] = most;
-    }
-  }
-  float factor[2];
-  int index[2];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int rho = laneRow() + 8 * half;
-    factor[half] = total[half] == 0 ? 0 : __fdividef(1, total[half]);
-    index[half] = rho < rows.count ? (rows.firstQuery + rho / UNIT) * u.heads +
-                                         unit * UNIT + rho % UNIT
-                                   : -1;
-    if (threadIdx.x < 32 && laneColumn() == 0 && index[half] >= 0) {
-      lse[index[half]] =
-          total[half] == 0 ? -INFINITE : (top[half] + log2f(total[half])) * (1 / LOG2_E);
-    }
-    // A list of no block: its weights are 2^-inf.
-    if (top[half] == -INFINITE) top[half] = 0;
-  }
-
-  for (int n = threadIdx.x / 32; n < VALUES / 16; n += WARPS) {
-    float sums[8] = {};
-    for (int first = 0; first < u.count; first += AT_ONCE) {
-      uint4 part[AT_ONCE];
-      float weight[AT_ONCE][2];
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        bool is = isPart(first + i);
-        part[i] = is ? __ldcg(parts + (first + i) * PART + n * 32 + threadIdx.x % 32)
-                     : make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          weight[i][half] = is ? lseOf(first + i, half) : -INFINITE;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        const T *x = (const T *)&part[i];
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-          float w = exp2Fast(weight[i][e / 2 % 2] - top[e / 2 % 2]);
-          sums[e] += w * widen(x[e]);
-        }
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < 8; e += 2) {
-      int half = e / 2 % 2;
-      int c = 16 * n + e / 4 * 8 + laneColumn();
-      if (index[half] < 0 || c >= VALUE) continue;
-      storePair(o + (i64)index[half] * VALUE + c, sums[e] * factor[half],
-                sums[e + 1] * factor[half]);
-    }
-  }
-}
-
-/** Chunks `firstChunk .. endChunk`, whose parts are those of `parts`. */
+/** A range of chunks, whose parts are those of `parts`. */
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashForwardBlocks(Call u, Parts parts, const int *firstItems,
-                       const Item *items, const unsigned *entries, Cut cut,
-                       int firstChunk, int endChunk) {
+    flashForwardBlocks(Call u, Parts parts, Items all, Cut cut) {
   extern __shared__ int4 memory[];
   __shared__ Taken taken[2];
   T *tileK = (T *)memory;
@@ -144,14 +39,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
   // The next item comes while one is computed with, by the first warp.
-  int number = firstItems[firstChunk] + blockIdx.x;
-  int end = firstItems[endChunk];
-  auto itemAt = [&](int number) {
-    Item none = {};
-    return number < end ? items[number] : none;
-  };
+  int number = blockIdx.x;
+  int itemCount = all.counts[all.range].x;
   auto entryOf = [&](const Item &item) {
-    const unsigned *from = entries + (i64)item.chunk * cut.most * u.count;
+    const unsigned *from = all.entries + (i64)item.chunk * cut.most * u.count;
     return lane < (int)item.count ? from[item.first + lane] : 0;
   };
   auto keep = [&](Taken &to, const Item &item, unsigned entry) {
@@ -159,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (lane < (int)item.count) to.entries[lane] = entry;
   };
   if (warp == 0) {
-    Item item = itemAt(number);
+    Item item = all.at(number, itemCount);
     keep(taken[0], item, entryOf(item));
   }
 
@@ -217,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
     cpAsyncCommit();
 
-    i64 first = (i64)(item.chunk - firstChunk) * cut.most * u.count;
+    i64 first = (i64)(item.chunk - all.firstChunk()) * cut.most * u.count;
     number += gridDim.x;
     Item next;
     unsigned nextEntry;
@@ -242,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       __syncwarp();
       copyQueries(base + LISTS);
       cpAsyncCommit();
-      if (base == 0 && warp == 0) next = itemAt(number);
+      if (base == 0 && warp == 0) next = all.at(number, itemCount);
 
       unsigned weights[ROW_TILES][N / 16][4];
       float factor[ROW_TILES][2];
@@ -251,46 +142,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       for (int m = 0; m < ROW_TILES; m++) {
         // What becomes of one that is not there nobody reads.
         ListRows rows = rowsOf(min(base + m * WARPS + warp, listCount - 1));
-        if (firstKey + N - 1 > rows.position) {
-#pragma unroll
-          for (int half = 0; half < 2; half++) {
-            int last = rows.position + (laneRow() + 8 * half) / UNIT - firstKey;
-#pragma unroll
-            for (int n = 0; n < N / 8; n++) {
-#pragma unroll
-              for (int e = 0; e < 2; e++) {
-                float &x = scores[m][n][2 * half + e];
-                if (8 * n + laneColumn() + e > last) x = -INFINITE;
-              }
-            }
-          }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float top = -INFINITE;
-#pragma unroll
-          for (int n = 0; n < N / 8; n++) {
-            top = fmaxf(top, fmaxf(scores[m][n][2 * half],
-                                   scores[m][n][2 * half + 1]));
-          }
-          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
-          float reference = top == -INFINITE ? 0 : top;
-          float total = 0;
-#pragma unroll
-          for (int n = 0; n < N / 8; n++) {
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; e++) {
-              float &x = scores[m][n][e];
-              x = exp2Fast(x * scale - reference);
-              total += x;
-            }
-          }
-          total += __shfl_xor_sync(0xffffffff, total, 1);
-          total += __shfl_xor_sync(0xffffffff, total, 2);
-          factor[m][half] = total == 0 ? 0 : __fdividef(1, total);
-          known[m][half] = total == 0 ? -INFINITE : reference + __log2f(total);
-        }
+        hideBehind(scores[m], rows.position - firstKey);
+        weighBlock(scores[m], scale, factor[m], known[m]);
 #pragma unroll
         for (int k = 0; k < N / 16; k++) operandOf(weights[m][k], scores[m], k);
       }
@@ -332,33 +185,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
           uint4 *to = parts.o + part * PART + column * 32 + lane;
 #pragma unroll
           for (int n = 0; n < STEP; n++) {
-            float(&low)[4] = sums[m][2 * n];
-            float(&high)[4] = sums[m][2 * n + 1];
-            float x = factor[m][0];
-            float y = factor[m][1];
             __stcg(to + 32 * n,
-                   make_uint4(pair(low[0] * x, low[1] * x, T()),
-                              pair(low[2] * y, low[3] * y, T()),
-                              pair(high[0] * x, high[1] * x, T()),
-                              pair(high[2] * y, high[3] * y, T())));
+                   partOf(sums[m][2 * n], sums[m][2 * n + 1], factor[m]));
           }
         }
       }
     }
     if (warp == 0) keep(taken[1 - turn], next, nextEntry);
   }
-}
-
-/** The results of a list of those chunks; a block of threads a list. */
-extern "C" __global__ void __launch_bounds__(THREADS)
-    joinLists(Call u, T *o, float *lse, Parts parts, Cut cut, int firstChunk) {
-  Chunk chunk = Chunk::of(firstChunk + blockIdx.y, u.sequences, cut, SHARING);
-  int leader = blockIdx.x;
-  if (leader >= chunk.count) return;
-  Sequence s = u.sequences[chunk.sequence];
-  int number = chunk.first + leader;
-  i64 part = ((i64)blockIdx.y * cut.most + leader) * u.count;
-  joinList(u, s, ListRows::of(s, number, SHARING, UNIT),
-           listOf(u, s, number, chunk.unit * UNIT), chunk.unit,
-           parts.o + part * PART, parts.lse + part * 16, o, lse);
 }

@@ -14,20 +14,31 @@ import {
   isLatent,
 } from './flash';
 import { partBytes, type SelectedView } from './gradient-parts';
+import { hopperLaunch, hopperPartsCut, type PartsCut } from './hopper';
 
 /** Whether it is in use; what is not takes unions of lists. */
 const IN_USE = true;
 
 /** Most lists of an item; as many as two rounds of a block of threads. */
 const ITEM = 16;
-/** With more lists a block, on average, nothing is read less often. */
+/** With more lists a block, on average, hardly anything is read less often. */
 const MOST_LISTS = 2 * ITEM;
+/** The same on Hopper, where an item's end makes nobody wait. */
+const HOPPER_ITEM = 128;
+const HOPPER_MOST_LISTS = 64;
 /** A block that fewer lists of a chunk have is read too often. */
 const LEAST_LISTS = 4;
 /** With fewer blocks for each that a list chooses, unions share more. */
-const LEAST_BLOCKS = 16;
+const LEAST_BLOCKS = 8;
+/** A leader's number in a chunk and its place in a list share 32 bits. */
+const MOST_LEADERS = 2 ** 16;
 /** A table of them has to fit shared memory. */
 const MOST_BLOCKS = 16_384;
+/**
+ * Keys and values of a key head are to stay in the L2 cache from chunk to chunk
+ * if they have so few bytes; else they are what leaves it first.
+ */
+const MOST_KEPT_BYTES = 0;
 /** Of a block's shared memory the device has some for itself. */
 const RESERVED_BYTES = 1024;
 /** Items that have been taken, and row tables. */
@@ -42,6 +53,10 @@ export type ForwardBlocksTile = FlashTile & {
   readonly together: number;
   /** Blocks that a list may have. */
   readonly places: number;
+  /** Lists of an item at most. */
+  readonly item: number;
+  /** Where Hopper's kernel makes the parts. */
+  readonly hopper: PartsCut | undefined;
 };
 
 /** None where lists have too many rows, or blocks have too few lists. */
@@ -63,17 +78,24 @@ export function forwardBlocksTile(
   const places = Math.ceil(sequences.keyRoom / blockSize);
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
-  const perLeader = length * 16 * (2 * valueColumns + 4);
+  const perLeader = length * 16 * 2 * valueColumns;
   const room = Math.floor(partBytes(facts) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
-  const most = Math.min(leaders, room, Math.ceil(MOST_LISTS / listsOf(1)));
+  const units = shape.heads / unitHeads;
+  const pairs = leaders * units * sequences.count * length;
+  const hopper = hopperPartsCut(shape, isLatent(operands), facts);
+  // Few items would be shared out unevenly.
+  const share = Math.max(ITEM, pairs / (32 * multiprocessors));
+  const mostLists = hopper ? Math.min(HOPPER_MOST_LISTS, share) : MOST_LISTS;
+  const most = Math.min(
+    ...[leaders, room, MOST_LEADERS, Math.ceil(mostLists / listsOf(1))],
+  );
   const isShared = listsOf(most) >= LEAST_LISTS;
   const together = Math.floor(room / most);
   const isSparse = places >= LEAST_BLOCKS * length && places <= MOST_BLOCKS;
-  const units = shape.heads / unitHeads;
-  const items = (leaders * units * sequences.count * length) / ITEM;
-  if (!isShared || !isSparse || items < 16 * multiprocessors) return undefined;
+  const isLarge = pairs >= 16 * ITEM * multiprocessors;
+  if (!isShared || !isSparse || !isLarge) return undefined;
 
   const [rows, warps, keys] = [128, 4, 64];
   const needed =
@@ -88,6 +110,7 @@ export function forwardBlocksTile(
   return {
     ...{ rows, warps, keys, stages: 1, blocks, sharedBytes: needed },
     ...{ most, perUnit: Math.ceil(leaders / most), together, places },
+    ...{ item: hopper ? HOPPER_ITEM : ITEM, hopper },
   };
 }
 
@@ -100,7 +123,7 @@ export function attendByBlocks(
 ): void {
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
-  const { most, perUnit, together, places } = tile;
+  const { most, perUnit, places, item, hopper } = tile;
   if (!coversQueries(sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -111,71 +134,83 @@ export function attendByBlocks(
   const units = shape.heads / unitHeads;
   const chunks = sequences.count * units * perUnit;
   const pairs = most * length;
-  const mostItems =
-    chunks * (Math.min(places, pairs) + Math.ceil(pairs / ITEM));
-  const itemCounts = context.scratch(chunks, 'i32');
-  const firstItems = context.scratch(chunks + 1, 'i32');
-  const items = context.scratch(3 * mostItems, 'i32');
+  // A block's last item may be of few lists.
+  const itemRoom = Math.min(places, pairs) + Math.ceil(pairs / item);
+  const keyBytes =
+    2 *
+    sequences.maxKeys *
+    (shape.width +
+      shape.ropeWidth +
+      (isLatent(operands) ? 0 : shape.valueWidth));
+  const together = Math.min(tile.together, chunks);
+  const ranges = Math.ceil(chunks / together);
+  const items = context.scratch(3 * ranges * together * itemRoom, 'i32');
   const entries = context.scratch(chunks * pairs, 'i32');
+  const counts = context.scratch(2 * ranges, 'i32');
+  const itemsOf = (range: number) => [
+    ...[items, entries, counts],
+    ...[range, together, itemRoom, 0].map(i32),
+  ];
   const cut = [units, perUnit, most].map(i32);
-  const lists = [sharing, extent(indices, 1), length, places].map(i32);
-  const defines = { BLOCK: tile.keys, ITEM };
-  const table = (
-    launch: Pick<Launch, 'entry' | 'arguments'> & Partial<Launch>,
-  ) =>
-    context.run({
-      ...{ file: 'forward-items', defines, grid: [chunks], threads: [256] },
-      sharedBytes: 4 * places,
-      ...launch,
-    });
-  const given = [indices, sequences.on(indices.backend)];
-  table({
-    entry: 'countItems',
-    arguments: [...given, itemCounts, ...cut, ...lists],
-  });
-  table({
-    entry: 'placeItems',
-    grid: [1],
+  context.clear(counts);
+  context.run({
+    ...{ file: 'forward-items', entry: 'listItems' },
+    defines: { BLOCK: tile.keys, ITEM: item },
+    grid: [chunks],
+    // As many as there can be: a multiprocessor may have one chunk.
     threads: [1024],
-    sharedBytes: 0,
-    arguments: [itemCounts, firstItems, i32(chunks)],
-  });
-  table({
-    entry: 'listItems',
-    arguments: [...given, firstItems, items, entries, ...cut, ...lists],
+    sharedBytes: 4 * places,
+    arguments: [
+      ...[indices, sequences.on(indices.backend), ...itemsOf(0), ...cut],
+      ...[sharing, extent(indices, 1), length, places].map(i32),
+    ],
   });
 
-  const slots = Math.min(together, chunks) * pairs;
+  const slots = together * pairs;
   const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
   const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
-  const launch = flashLaunch(shape, view, isLatent(operands), tile);
-  const run = (given: Pick<Launch, 'entry' | 'grid' | 'arguments'>) =>
+  const given = call(operands, view);
+  const { multiprocessors } = context.facts;
+  const lists = { UNIT: unitHeads, SHARING: sharing, ITEM: item };
+  const { defines, ...any } = flashLaunch(
+    ...([shape, view, isLatent(operands), tile] as const),
+  );
+  const walk: Omit<Launch, 'arguments'> = hopper
+    ? hopperWalk(hopper)
+    : {
+        ...{ file: 'flash-forward-blocks', entry: 'flashForwardBlocks' },
+        defines: { ...defines, ...lists },
+        grid: [tile.blocks * multiprocessors],
+        ...any,
+      };
+  for (let range = 0; range < ranges; range++) {
+    const first = range * together;
     context.run({
-      file: 'flash-forward-blocks',
-      ...launch,
-      defines: { ...launch.defines, UNIT: unitHeads, SHARING: sharing, ITEM },
-      ...given,
+      ...walk,
+      arguments: [...given, parts, partLse, ...itemsOf(range), ...cut],
     });
-  const operandsOf = call(operands, view);
-  const atOnce = tile.blocks * context.facts.multiprocessors;
-  for (let first = 0; first < chunks; first += together) {
-    const count = Math.min(together, chunks - first);
-    run({
-      entry: 'flashForwardBlocks',
-      grid: [atOnce],
-      arguments: [
-        ...[...operandsOf, parts, partLse, firstItems, items, entries],
-        ...[...cut, ...[first, first + count].map(i32)],
-      ],
-    });
-    run({
-      entry: 'joinLists',
-      grid: [most, count],
-      arguments: [...operandsOf, o, lse, parts, partLse, ...cut, i32(first)],
+    context.run({
+      ...{ file: 'join-lists', entry: 'joinLists' },
+      defines: { ...defines, ...lists },
+      grid: [most, Math.min(together, chunks - first)],
+      threads: any.threads,
+      arguments: [...given, o, lse, parts, partLse, ...cut, i32(first)],
     });
   }
-  for (const x of [itemCounts, firstItems, items, entries, parts, partLse]) {
-    x.free();
+  for (const x of [counts, items, entries, parts, partLse]) x.free();
+
+  function hopperWalk(cut: PartsCut): Omit<Launch, 'arguments'> {
+    const launch = hopperLaunch(shape, view, isLatent(operands), cut);
+    const own = {
+      BLOCK: tile.keys,
+      KEY_STAGES: cut.keyStages,
+      KEEPS_KEYS: keyBytes <= MOST_KEPT_BYTES ? 1 : 0,
+    };
+    return {
+      ...{ file: 'hopper-forward-blocks', entry: 'hopperForwardBlocks' },
+      grid: [multiprocessors],
+      ...{ ...launch, defines: { ...launch.defines, ...lists, ...own } },
+    };
   }
 }

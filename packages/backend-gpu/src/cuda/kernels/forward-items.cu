@@ -4,110 +4,93 @@
 #include "chunks.cuh"
 #include "prefix.cuh"
 
-#define THREADS 256
+#define THREADS 1024
 
 /** The lists of a chunk. */
 struct Lists {
-  const int *indices;
-  Sequence s;
-  Chunk chunk;
-  int list, lists, count, blocks;
+  const int *list;
+  int leaders, count, stride;
+  // Blocks of keys that there are.
+  int blocks;
 
-  __device__ const int *of(int leader) const {
-    i64 row = s.leaderStart + chunk.first + leader;
-    return indices + (row * lists + list) * count;
-  }
-  /** -1 where the list has none, or one of no keys. */
-  __device__ int blockAt(int leader, int place) const {
-    int block = of(leader)[place];
-    bool isThere = block >= 0 && block < blocks && (i64)block * BLOCK < s.keyCount;
-    return isThere ? block : -1;
+  /** `emit(entry, block)` for each, those of no keys left out; all threads. */
+  template <typename Emit> __device__ void each(Emit emit) const {
+    // Reads are far: many at a time.
+    constexpr int AT_ONCE = 8;
+    int leader = threadIdx.x / count;
+    int place = threadIdx.x % count;
+    int leaderStep = THREADS / count;
+    int placeStep = THREADS % count;
+    while (leader < leaders) {
+      unsigned entry[AT_ONCE];
+      int block[AT_ONCE];
+#pragma unroll
+      for (int n = 0; n < AT_ONCE; n++) {
+        bool isThere = leader < leaders;
+        block[n] = isThere ? list[(i64)leader * stride + place] : -1;
+        entry[n] = leader << 16 | place;
+        leader += leaderStep;
+        place += placeStep;
+        if (place >= count) {
+          place -= count;
+          leader++;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < AT_ONCE; n++) {
+        if ((unsigned)block[n] < (unsigned)blocks) emit(entry[n], block[n]);
+      }
+    }
   }
 };
 
-__device__ inline Lists listsOf(const int *indices, const Sequence *sequences,
-                                const Cut &cut, int sharing, int lists, int count,
-                                int blocks) {
-  Chunk chunk = Chunk::of(blockIdx.x, sequences, cut, sharing);
-  return {indices, sequences[chunk.sequence], chunk,
-          chunk.unit * lists / cut.units, lists, count, blocks};
-}
-
-/** counts[block] = lists of the chunk that have it; all threads. */
-__device__ inline void countLists(int *counts, const Lists &lists) {
-  for (int b = threadIdx.x; b < lists.blocks; b += THREADS) counts[b] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < lists.chunk.count * lists.count; i += THREADS) {
-    int block = lists.blockAt(i / lists.count, i % lists.count);
-    if (block >= 0) atomicAdd(counts + block, 1);
-  }
-  __syncthreads();
-}
-
-/** How many items each chunk has. */
+/** All items, and the entries that they count; `counts` is zeros before. */
 extern "C" __global__ void __launch_bounds__(THREADS)
-    countItems(const int *indices, const Sequence *sequences, int *itemCounts,
-               Cut cut, int sharing, int lists, int count, int blocks) {
-  extern __shared__ int counts[];
-  Lists all = listsOf(indices, sequences, cut, sharing, lists, count, blocks);
-  countLists(counts, all);
+    listItems(const int *indices, const Sequence *sequences, Items all, Cut cut,
+              int sharing, int lists, int count, int places) {
+  extern __shared__ int having[];
+  __shared__ int3 sums[THREADS / 32];
+  __shared__ int start;
+  Chunk chunk = Chunk::of(blockIdx.x, sequences, cut, sharing);
+  Sequence s = sequences[chunk.sequence];
+  i64 row = s.leaderStart + chunk.first;
+  int list = chunk.unit * lists / cut.units;
+  Lists own = {indices + (row * lists + list) * count, chunk.count, count,
+               lists * count, min(places, (s.keyCount + BLOCK - 1) / BLOCK)};
+  for (int b = threadIdx.x; b < places; b += THREADS) having[b] = 0;
+  __syncthreads();
+  own.each([&](unsigned, int block) { atomicAdd(having + block, 1); });
+  __syncthreads();
   int items = 0;
-  for (int b = threadIdx.x; b < blocks; b += THREADS) {
-    items += (counts[b] + ITEM - 1) / ITEM;
+  for (int b = threadIdx.x; b < places; b += THREADS) {
+    items += (having[b] + ITEM - 1) / ITEM;
   }
   items = blockSum(items);
-  if (threadIdx.x == 0) itemCounts[blockIdx.x] = items;
-}
-
-/** Where each chunk's items begin, and behind them all end; one block of threads. */
-extern "C" __global__ void placeItems(const int *itemCounts, int *firstItems,
-                                      int chunks) {
-  __shared__ int3 counts[32];
-  int done = 0;
-  for (int base = 0; base < chunks; base += blockDim.x) {
-    int chunk = base + threadIdx.x;
-    int count = chunk < chunks ? itemCounts[chunk] : 0;
-    int3 total = make_int3(0, 0, 0);
-    int3 before = sumsBefore(make_int3(count, 0, 0), total, counts);
-    if (chunk < chunks) firstItems[chunk] = done + before.x;
-    done += total.x;
-  }
-  if (threadIdx.x == 0) firstItems[chunks] = done;
-}
-
-/** A chunk's items, and the entries that they count, (leader, place). */
-extern "C" __global__ void __launch_bounds__(THREADS)
-    listItems(const int *indices, const Sequence *sequences,
-              const int *firstItems, Item *items, unsigned *entries, Cut cut,
-              int sharing, int lists, int count, int blocks) {
-  extern __shared__ int counts[];
-  __shared__ int3 sums[THREADS / 32];
-  Lists all = listsOf(indices, sequences, cut, sharing, lists, count, blocks);
-  countLists(counts, all);
-  Item *to = items + firstItems[blockIdx.x];
+  int range = blockIdx.x / all.chunks;
+  if (threadIdx.x == 0) start = atomicAdd(&all.counts[range].x, items);
+  __syncthreads();
+  Item *to = all.of(range) + start;
   int3 done = make_int3(0, 0, 0);
-  for (int base = 0; base < blocks; base += THREADS) {
+  for (int base = 0; base < places; base += THREADS) {
     int block = base + threadIdx.x;
-    int having = block < blocks ? counts[block] : 0;
-    int parts = (having + ITEM - 1) / ITEM;
+    int lists = block < places ? having[block] : 0;
+    int parts = (lists + ITEM - 1) / ITEM;
     int3 total = make_int3(0, 0, 0);
-    int3 before = sumsBefore(make_int3(having, parts, 0), total, sums);
+    int3 before = sumsBefore(make_int3(lists, parts, 0), total, sums);
     int first = done.x + before.x;
     for (int n = 0; n < parts; n++) {
       // Of one size, or nearly.
-      int from = having * n / parts;
-      int end = having * (n + 1) / parts;
+      int from = lists * n / parts;
+      int end = lists * (n + 1) / parts;
       to[done.y + before.y + n] = {(int)blockIdx.x, first + from,
-                                        (unsigned)block, (unsigned)(end - from)};
+                                   (unsigned)block, (unsigned)(end - from)};
     }
-    if (block < blocks) counts[block] = first;
+    if (block < places) having[block] = first;
     done = make_int3(done.x + total.x, done.y + total.y, 0);
   }
   __syncthreads();
-  unsigned *list = entries + (i64)blockIdx.x * cut.most * count;
-  for (int i = threadIdx.x; i < all.chunk.count * count; i += THREADS) {
-    int block = all.blockAt(i / count, i % count);
-    if (block < 0) continue;
-    list[atomicAdd(counts + block, 1)] = i / count << 16 | i % count;
-  }
+  unsigned *entries = all.entries + (i64)blockIdx.x * cut.most * count;
+  own.each([&](unsigned entry, int block) {
+    entries[atomicAdd(having + block, 1)] = entry;
+  });
 }

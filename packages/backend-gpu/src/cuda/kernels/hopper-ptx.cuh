@@ -45,6 +45,10 @@ template <int COUNT> __device__ inline void forget(float (&x)[COUNT][4]) {
 
 /** Nothing made of x stays in registers from before. */
 __device__ inline void renew(unsigned &x) { asm volatile("" : "+r"(x)); }
+/** The same of an address: what is added to it stays an immediate. */
+template <typename V> __device__ inline void renew(V *&x) {
+  asm volatile("" : "+l"(x));
+}
 
 /** cp.async of 4 bytes, as those of ptx.cuh. */
 __device__ inline void cpAsync4(void *shared, const void *global, bool valid) {

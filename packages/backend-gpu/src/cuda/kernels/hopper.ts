@@ -1,12 +1,12 @@
 /**
- * Which shapes dense attention takes the kernels of Hopper for (compute
- * capability 9.0: their instructions are of no other), and how those are cut.
+ * Which shapes attention takes the kernels of Hopper for (compute capability
+ * 9.0: their instructions are of no other), and how those are cut.
  */
 import type { Sequences } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { type AttentionShape, total, type View } from './attention-tile';
-import { type FlashTile, isFlashShape } from './flash';
+import { type FlashTile, isBackwardShape, isFlashShape } from './flash';
 
 export interface HopperCut {
   /** 64 for each warpgroup that computes. */
@@ -25,6 +25,8 @@ const IN_USE = {
   backward: true,
   queries: true,
   keys: true,
+  /** Parts of selected attention by blocks. */
+  parts: true,
   /** Gradients of selected attention by a walk over those that chose a block. */
   blocks: true,
 };
@@ -101,6 +103,41 @@ export function hopperForwardCut(
   const keys = keysOf(view).find((n) => bytesOf(n) <= facts.sharedBytes);
   if (keys === undefined) return undefined;
   return { rows: ROWS, keys, stages, sharedBytes: bytesOf(keys) };
+}
+
+/** Warpgroups that compute parts, 2 or 3: each has some rounds of queries. */
+const PART_GROUPS = 3;
+/** Tiles of keys, as many items: one in use, one or two on their way. */
+const PART_KEY_STAGES = 3;
+
+export interface PartsCut extends HopperCut {
+  /** Tiles of keys in shared memory; `stages` are of queries. */
+  readonly keyStages: number;
+}
+
+/** The cut of what lists of 16 rows find in blocks of 64 keys. */
+export function hopperPartsCut(
+  shape: AttentionShape,
+  isLatent: boolean,
+  facts: DeviceFacts,
+): PartsCut | undefined {
+  const { width, ropeWidth, valueWidth } = shape;
+  const isHere = facts.capability === 90 && isBackwardShape(shape);
+  if (!IN_USE.parts || !isHere) return undefined;
+  const keys = 64;
+  const keyStages = PART_KEY_STAGES;
+  const keyColumns = wholeChunks(width + ropeWidth);
+  const columns = keyColumns + (isLatent ? 0 : wholeChunks(valueWidth));
+  const bytesOf = (stages: number) =>
+    2 * keys * (stages * keyColumns + keyStages * columns) + SPARE_BYTES;
+  // Barriers, and what the four lists of a tile of queries are.
+  const tables = (stages: number) => 16 * (5 * stages + keyStages);
+  const stages = [8, 7, 6, 5, 4, 3].find(
+    (n) => n >= PART_GROUPS && bytesOf(n) + tables(n) <= facts.sharedBytes,
+  );
+  if (stages === undefined) return undefined;
+  const rows = 64 * PART_GROUPS;
+  return { rows, keys, stages, keyStages, sharedBytes: bytesOf(stages) };
 }
 
 /** Sums of dQ at most: a share of the device's memory. */

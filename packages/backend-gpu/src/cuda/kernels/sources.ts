@@ -36,9 +36,12 @@ import hopperBackwardBlocks from './hopper-backward-blocks.cu';
 import hopperBackwardKeys from './hopper-backward-keys.cu';
 import hopperBackwardQueries from './hopper-backward-queries.cu';
 import hopperForward from './hopper-forward.cu';
+import hopperForwardBlocks from './hopper-forward-blocks.cu';
 import hopperImportance from './hopper-importance.cu';
 import hopperPtx from './hopper-ptx.cuh';
+import joinLists from './join-lists.cu';
 import linearAttention from './linear-attention.cu';
+import parts from './parts.cuh';
 import pieces from './pieces.cuh';
 import prefix from './prefix.cuh';
 import ptx from './ptx.cuh';
@@ -61,6 +64,7 @@ export const headers: Readonly<Record<string, string>> = {
   'tile.cuh': tile,
   'attention-tile.cuh': attentionTile,
   'chunks.cuh': chunks,
+  'parts.cuh': parts,
   'prefix.cuh': prefix,
   'flash.cuh': flash,
   'flash-softmax.cuh': flashSoftmax,
@@ -100,7 +104,9 @@ export const sources = {
   'hopper-backward-keys': hopperBackwardKeys,
   'hopper-backward-queries': hopperBackwardQueries,
   'hopper-forward': hopperForward,
+  'hopper-forward-blocks': hopperForwardBlocks,
   'hopper-importance': hopperImportance,
+  'join-lists': joinLists,
   'linear-attention': linearAttention,
   'rms-norm': rmsNorm,
   rope,
