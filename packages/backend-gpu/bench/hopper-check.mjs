@@ -42,10 +42,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   int group = warpgroup();
   if (group == GROUPS) {
     giveRegisters<40>();
-    auto row = [](int i) { return i; };
-    copyChunks<ROWS, 0, KEY>(tileQ, q, KEY, row);
-    copyChunks<N, 0, KEY>(tileK, k, KEY, row);
-    copyChunks<N, 0, VALUE>(tileV, v, VALUE, row);
+    copyTile<ROWS, 0, KEY>(tileQ, q, KEY, 0, ROWS);
+    copyTile<N, 0, KEY>(tileK, k, KEY, 0, N);
+    copyTile<N, 0, VALUE>(tileV, v, VALUE, 0, N);
     Copies copies = {0};
     copies.commit(&full);
     copies.announce<0>();

@@ -61,11 +61,14 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
     if (!tile.open(u, number, tiles, sequences)) continue;
     Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
     QueryRows rows = tile.rows(u);
-    // A tile's keys go before the values of the tile before it, be that of other
-    // rows: queries come last, as there is no place for them until all others
-    // have been multiplied.
+    // A tile's keys go before the values of the tile before it, but for the last
+    // ones of other rows. Queries come last: there is no place for them until all
+    // others have been multiplied.
     int base = tile.first;
     do {
+#if !LATENT
+      if (base == tile.first) values.copy(copies, stagesV, barriers);
+#endif
       if (base < tile.end) {
         T *stage = stagesK + turn.stage * KEYS_SIZE;
         copies.claim(&barriers.keysFree[turn.stage], turn.parity);
