@@ -176,7 +176,9 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       shared.numbers[n] = taken;
       taken = take();
     }
-    // The place of the item before is free: here all had read it.
+    // The place of the item before is free: here all had read it. Others may wait
+    // for what this warp has copied.
+    copies.announce<0>();
     meetAt(COPIERS, GROUP);
     Item following = all.at(shared.numbers[n], itemCount);
     int nextOthers = othersAfter(others, item);
