@@ -185,7 +185,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ UNIT: 1, LATENT, BULK: LATENT },
     })),
     { ...narrow, ...dense, UNIT: 4, BULK: 0 },
-  ].map((form) => ({ ...hopper, ...form, STAGES: 4, N: 64 })),
+  ].map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 4 },

@@ -338,8 +338,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   T *tileS = tileV + tileSize(ROWS, LATENT ? KEY : VALUE);
   T *stagesQ = tileS + 2 * SCORES_SIZE;
   T *stagesO = stagesQ + STAGES * QUERIES_SIZE;
+#if BULK
+  // The lane's of its warp's part of dQ, on the way to memory.
   float4 *staged = (float4 *)(stagesO + GRADIENT_STAGES * GRADIENTS_SIZE) +
                    threadIdx.x / 32 * (PART / 4) + threadIdx.x % 32;
+#endif
   int group = warpgroup();
   if (threadIdx.x == 0) {
     // Warps that copy, that compute, and the two that see to the turns.
