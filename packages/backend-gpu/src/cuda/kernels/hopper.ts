@@ -132,9 +132,8 @@ export function hopperPartsCut(
     2 * keys * (stages * keyColumns + keyStages * columns) + SPARE_BYTES;
   // Barriers, and what the four lists of a tile of queries are.
   const tables = (stages: number) => 16 * (5 * stages + keyStages);
-  // As many for each of four warps that copy.
-  const stages = [8, 4].find(
-    (n) => bytesOf(n) + tables(n) <= facts.sharedBytes,
+  const stages = [8, 7, 6, 5, 4, 3].find(
+    (n) => n >= PART_GROUPS && bytesOf(n) + tables(n) <= facts.sharedBytes,
   );
   if (stages === undefined) return undefined;
   const rows = 64 * PART_GROUPS;
