@@ -1,11 +1,12 @@
 import { openCpu } from '@asa/backend-cpu';
 import { openWebGpu } from '@asa/backend-gpu';
-import { type Backend, operators, Random, Scope, Sequences } from '@asa/core';
+import { operators, Scope, Sequences } from '@asa/core';
 import { expect, test } from 'vitest';
 import {
   softwareGpu,
   whyNoSoftwareGpu,
 } from '../unit/backend-gpu/software-gpu';
+import { choose } from './selection';
 
 const reason = whyNoSoftwareGpu();
 
@@ -13,49 +14,13 @@ const reason = whyNoSoftwareGpu();
 test.skipIf(reason).each([4096, 4097, 9001])(
   'chooses among %i blocks as the oracle does',
   async (keys) => {
-    const [queries, heads, width, groups] = [2, 4, 4, 2];
-    const blocking = { length: 1, stride: 1, sharing: 1 };
-    const sequences = Sequences.uniform(1, queries, keys, blocking);
-    const random = Random.fromSeed(keys);
-    const normal = (count: number) =>
-      Float32Array.from({ length: count }, () => random.normal());
-    const q = normal(queries * heads * width);
-    const k = normal(keys * groups * width);
-    const attributes = { sequences, length: 1, stride: 1, scale: 1 };
-
-    const choose = async (backend: Backend) => {
-      const scope = new Scope(backend);
-      const operands = {
-        q: scope.tensor(q, [queries, heads, width], 'f32'),
-        k: scope.tensor(k, [keys, groups, width], 'f32'),
-      };
-      const { lse } = scope.run(
-        operators.compressedAttention,
-        { ...operands, v: operands.k },
-        attributes,
-      );
-      const { indices } = scope.run(
-        operators.selectBlocks,
-        { ...operands, lse },
-        {
-          ...attributes,
-          groups,
-          blockSize: 1,
-          sharing: 1,
-          count: 300,
-          initial: 1,
-          local: 2,
-        },
-      );
-      const lists = await scope.read(indices);
-      scope.free();
-      return lists;
+    const choice = {
+      ...{ queries: 2, heads: 4, groups: 2, width: 4, scale: 1 },
+      ...{ keys, count: 300, period: keys },
     };
-
     const gpu = await openWebGpu({ gpu: softwareGpu(), poison: true });
     const cpu = await openCpu();
-    expect(await choose(gpu)).toEqual(await choose(cpu));
-    sequences.free();
+    expect(await choose(gpu, choice)).toEqual(await choose(cpu, choice));
     await gpu.destroy();
     await cpu.destroy();
   },

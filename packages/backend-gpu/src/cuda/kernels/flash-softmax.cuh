@@ -78,14 +78,7 @@ struct Softmax {
     for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        float top = -INFINITE;
-#pragma unroll
-        for (int n = 0; n < SPAN / 8; n++) {
-          top = fmaxf(top, fmaxf(scores[m][n][2 * half],
-                                 scores[m][n][2 * half + 1]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
+        float top = rowMost(scores[m], half) * scale;
         bool rises = top > most[m][half] + LAG;
         fades = fades || rises;
         fade[m][half] = rises ? exp2Fast(most[m][half] - top) : 1;

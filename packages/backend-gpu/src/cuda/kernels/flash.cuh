@@ -89,6 +89,21 @@ __device__ inline void storePair(f32 *at, float x, float y) {
   *(float2 *)at = make_float2(x, y);
 }
 
+/**
+ * The largest element of a lane's row of accumulators, the first one or the one 8
+ * further; four neighbouring lanes share it.
+ */
+template <int COLUMNS>
+__device__ inline float rowMost(const float (&x)[COLUMNS][4], int half) {
+  float most = -INFINITE;
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) {
+    most = fmaxf(most, fmaxf(x[n][2 * half], x[n][2 * half + 1]));
+  }
+  most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
+  return fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
+}
+
 /** Columns 16 k of accumulators as a first operand. */
 template <int TILES>
 __device__ inline void operandOf(unsigned (&a)[4], const float (&x)[TILES][4],

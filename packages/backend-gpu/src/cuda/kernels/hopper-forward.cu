@@ -114,13 +114,7 @@ struct Softmax {
     bool fades = false;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float top = -INFINITE;
-#pragma unroll
-      for (int n = 0; n < COLUMNS; n++) {
-        top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-      }
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
+      float top = rowMost(scores, half) * scale;
       bool rises = top > most[half] + LAG;
       fades = fades || rises;
       fade[half] = rises ? exp2Fast(most[half] - top) : 1;

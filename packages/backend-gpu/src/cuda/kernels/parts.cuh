@@ -42,13 +42,7 @@ __device__ inline void weighBlock(float (&scores)[COLUMNS][4], float scale,
                                   float (&factor)[2], float (&lse)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float top = -INFINITE;
-#pragma unroll
-    for (int n = 0; n < COLUMNS; n++) {
-      top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    }
-    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)) * scale;
+    float top = rowMost(scores, half) * scale;
     float reference = top == -INFINITE ? 0 : top;
     float total = 0;
 #pragma unroll
