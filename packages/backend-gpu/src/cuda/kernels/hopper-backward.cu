@@ -1,8 +1,8 @@
 // dQ, dK and dV of dense views in one walk on Hopper: scores and dP are computed
 // once. A block of threads keeps the gradients of 128 keys in registers and
 // walks over the rows that see them; its part of dQ goes to device memory, where
-// a row's parts are added in the order of the keys. See "One walk for all
-// gradients" of the kernel notebook.
+// a row's parts are added in the order of the keys: BULK, by way of shared memory,
+// else from registers. See "One walk for all gradients" of the kernel notebook.
 #include "hopper.cuh"
 
 static_assert(ROWS == 128 && N == 64 && KEY <= 128, "what registers hold");
