@@ -84,6 +84,22 @@ extern "C" __global__ void kernel(unsigned *x) {
     );
   });
 
+  test('lets warps of some blocks go on only where no other can', () => {
+    const order = run(
+      `__shared__ int count;
+       if (i == 0) count = 0;
+       __syncthreads();
+       if (i % 32 == 0) x[4 * blockIdx.x + atomicAdd(&count, 1)] = i / 32;`,
+      { blocks: 32, threads: 128, words: 128 },
+    );
+    const orders = Array.from({ length: 32 }, (_, n) =>
+      order.slice(4 * n, 4 * n + 4).join(' '),
+    );
+    // From the first to the last, the other way round, and others.
+    expect(new Set(orders).size).toBeGreaterThan(4);
+    for (const one of ['0 1 2 3', '3 2 1 0']) expect(orders).toContain(one);
+  });
+
   test('says what does not compile, and where', () => {
     expect(() => run('y[i] = 1;')).toThrow(/kernel\.cu:5:3: error: ‘y’/);
   });
@@ -111,7 +127,7 @@ extern "C" __global__ void kernel(unsigned *x) {
     ],
     [
       'an index outside an array',
-      '__shared__ int known[8]; x[i] = known[i];',
+      '__shared__ int known[8]; if (i < 32) x[i] = known[i];',
       /thread \(8, 0, 0\): kernel\.cu:5: index 8 is outside the array/,
     ],
     [
