@@ -13,7 +13,8 @@
  *
  * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512.
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
- * 64, blocks of 16, 64 selected, lists of every query and of every 4th.
+ * 64, blocks of 16, 64 selected, lists of every query and of every 4th; then a
+ * local layer of the same widths, every head with its keys, window 512.
  *
  * decode: one query a sequence in both shapes, the whole past in place of a
  * window too, and GB/s of the keys and values that have to be read, beside
@@ -191,10 +192,10 @@ function layer(name, tokens) {
     report(name, tokens, 'selectBlocks', ms, operations);
     total.forward += ms;
   };
-  const finish = () => {
+  const finish = (label = 'together') => {
     if (isChecked(tokens)) return;
-    report(name, tokens, 'together, forward', total.forward);
-    report(name, tokens, 'together, backward', total.backward);
+    report(name, tokens, `${label}, forward`, total.forward);
+    report(name, tokens, `${label}, backward`, total.backward);
   };
   return { run, ranking, finish };
 }
@@ -291,7 +292,18 @@ async function asa(tokens) {
       true,
     );
     finish();
-    for (const x of [compressed, selected, sequences, scope]) x.free();
+    // The local layer between two of them: keys and values of every head.
+    const own = () => filled(scope, tokens, heads, 128);
+    const local = await run(
+      'local, window',
+      'attention',
+      { q, k: own(), v: own(), qRope, kRope },
+      { sequences, scale, window },
+      (t) => Math.min(t + 1, window),
+      true,
+    );
+    finish('with a local layer');
+    for (const x of [compressed, selected, local, sequences, scope]) x.free();
   }
 }
 
