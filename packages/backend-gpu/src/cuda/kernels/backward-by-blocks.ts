@@ -11,7 +11,12 @@ import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { call, listLength, shapeOf } from './attention-tile';
 import { elementwise, extent, type KernelContext } from './context';
-import { type FlashTile, isBackwardShape, isLatent } from './flash';
+import {
+  type FlashTile,
+  fitTogether,
+  isBackwardShape,
+  isLatent,
+} from './flash';
 import {
   inverseOf,
   type KeySums,
@@ -35,8 +40,6 @@ const ITEM = 128;
 const HOT_SHARE = 1 / 3;
 /** With fewer leaders at once, sums over keys are read and written too often. */
 const LEAST_LEADERS = 1024;
-/** Of a block's shared memory the device has some for itself. */
-const RESERVED_BYTES = 1024;
 
 /**
  * The cut of a walk over those that chose a block: blocks of 64 keys, lists of
@@ -45,7 +48,7 @@ const RESERVED_BYTES = 1024;
 export function blocksTile(
   inputs: AttentionOperands,
   { keys, unitHeads, sharing, indices }: SelectedView,
-  { sharedBytes }: DeviceFacts,
+  facts: DeviceFacts,
 ): FlashTile | undefined {
   const shape = shapeOf(inputs);
   const { keyHeads, heads, valueWidth } = shape;
@@ -66,10 +69,8 @@ export function blocksTile(
     2 * rows * (stages * (keyWidth + valueWidth) + 2 * keys) +
     12 * rows +
     2 * ITEM;
-  const fits = (blocks: number) =>
-    blocks * (needed + RESERVED_BYTES) <= sharedBytes + RESERVED_BYTES;
-  if (!fits(1)) return undefined;
-  const blocks = fits(2) ? 2 : 1;
+  const blocks = [2, 1].find((n) => fitTogether(n, needed, facts));
+  if (blocks === undefined) return undefined;
   return { rows, warps, keys, stages, blocks, sharedBytes: needed };
 }
 

@@ -30,11 +30,21 @@ export function isFlashShape(shape: AttentionShape): boolean {
   return isTyped && isWhole && keys <= 256 && values <= 256;
 }
 
-/** Columns of a tile's keys and values: ldmatrix takes 16 at a time. */
-function columnsOf({ width, ropeWidth, valueWidth }: AttentionShape) {
+/** Columns of a tile's keys and values: products take 16 at a time. */
+export function columnsOf({ width, ropeWidth, valueWidth }: AttentionShape) {
   const whole = (n: number) => 16 * Math.ceil(n / 16);
   return { keys: whole(width + ropeWidth), values: whole(valueWidth) };
 }
+
+/** Of each block's shared memory the device has some for itself. */
+const RESERVED_BYTES = 1024;
+
+/** Whether so many blocks of threads of so many bytes share a multiprocessor. */
+export const fitTogether = (
+  blocks: number,
+  bytes: number,
+  { sharedBytes }: DeviceFacts,
+): boolean => blocks * (bytes + RESERVED_BYTES) <= sharedBytes + RESERVED_BYTES;
 
 /** Rows and key tables of a block, which are not asked for. */
 export const TABLE_BYTES = 3072;

@@ -8,7 +8,9 @@ import { i32, type Launch } from '../launch';
 import { call, coversQueries, listLength, shapeOf } from './attention-tile';
 import { extent, fillBits, type KernelContext } from './context';
 import {
+  columnsOf,
   type FlashTile,
+  fitTogether,
   flashLaunch,
   isBackwardShape,
   isLatent,
@@ -40,8 +42,6 @@ const MOST_BLOCKS = 16_384;
  * many, 16k tokens of 128 and 128 columns: 6 % less time.
  */
 const MOST_KEPT_BYTES = 2 ** 23;
-/** Of a block's shared memory the device has some for itself. */
-const RESERVED_BYTES = 1024;
 /** Items that have been taken, and row tables. */
 const TABLE_BYTES = 512;
 
@@ -66,20 +66,18 @@ export function forwardBlocksTile(
   view: SelectedView,
   facts: DeviceFacts,
 ): ForwardBlocksTile | undefined {
-  const { sharedBytes, multiprocessors } = facts;
+  const { multiprocessors } = facts;
   const shape = shapeOf(operands);
   const { blockSize, sharing, unitHeads, sequences } = view;
   if (!IN_USE || !isBackwardShape(shape)) return undefined;
   if (sharing * unitHeads > 16 || blockSize !== 64) return undefined;
-  const columns = (n: number) => 16 * Math.ceil(n / 16);
-  const keyColumns = columns(shape.width + shape.ropeWidth);
-  const valueColumns = columns(shape.valueWidth);
+  const columns = columnsOf(shape);
 
   const length = listLength(view);
   const places = Math.ceil(sequences.keyRoom / blockSize);
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
-  const perLeader = length * 16 * 2 * valueColumns;
+  const perLeader = length * 16 * 2 * columns.values;
   const room = Math.floor(partBytes(facts) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
@@ -100,12 +98,10 @@ export function forwardBlocksTile(
 
   const [rows, warps, keys] = [128, 4, 64];
   const needed =
-    2 * keys * (keyColumns + (isLatent(operands) ? 0 : valueColumns)) +
-    2 * rows * keyColumns;
-  const blocks = [3, 2, 1].find(
-    (n) =>
-      n * (needed + TABLE_BYTES + RESERVED_BYTES) <=
-      sharedBytes + RESERVED_BYTES,
+    2 * keys * (columns.keys + (isLatent(operands) ? 0 : columns.values)) +
+    2 * rows * columns.keys;
+  const blocks = [3, 2, 1].find((n) =>
+    fitTogether(n, needed + TABLE_BYTES, facts),
   );
   if (blocks === undefined) return undefined;
   return {
@@ -168,8 +164,7 @@ export function attendByBlocks(
   });
 
   const slots = together * pairs;
-  const valueColumns = 16 * Math.ceil(shape.valueWidth / 16);
-  const parts = context.scratch(slots * 16 * valueColumns, o.dtype);
+  const parts = context.scratch(slots * 16 * columnsOf(shape).values, o.dtype);
   const partLse = context.scratch(slots * 16, 'f32');
   const given = call(operands, view);
   const { multiprocessors } = context.facts;

@@ -304,22 +304,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     // LSE, then dO . o: on their way while products are waited for, else they
     // come one by one.
     float2 known[N / 8];
-    auto loadKnown = [&](int which) {
-      const float *from = shared.known[turn.stage] + which * N + laneColumn();
-#pragma unroll
-      for (int n = 0; n < N / 8; n++) known[n] = *(const float2 *)(from + 8 * n);
-    };
-    loadKnown(0);
+    loadColumns(known, shared.known[turn.stage]);
     wgmmaWait<1>();
     hold(x);
-#pragma unroll
-    for (int n = 0; n < N / 8; n++) {
-      float log[2] = {known[n].x * LOG2_E, known[n].y * LOG2_E};
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        x[n][e] = exp2Fast(x[n][e] * scale - log[e % 2]);
-      }
-    }
+    weighColumns(x, known, scale);
     // Queries only rise. Rows that are none have q, dO and statistics of 0: they
     // add 0.
     if (rows.queryOf(shared, base) < firstKey + BLOCK - 1) {
@@ -341,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     multiplyWeights(dV, weights, placeO, 1);
     wgmmaCommit();
 
-    loadKnown(1);
+    loadColumns(known, shared.known[turn.stage] + N);
     wgmmaWait<1>();
     hold(y);
 #pragma unroll

@@ -168,7 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       turn.next();
       if (base < seen.someEnd && base + N > seen.someFirst) {
         int stage = now.stage * (STAGE_SIZE * 2 / 16);
-        const float *logs = known[now.stage] + laneColumn();
+        const float *logs = known[now.stage];
+        float2 two[N / 8];
         float p[N / 8][4], dP[N / 8][4];
         unsigned weights[N / 16][4], dS[N / 16][4];
         wgmmaFence();
@@ -178,15 +179,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         wgmmaCommit();
         wgmmaWait<1>();
         hold(p);
-#pragma unroll
-        for (int n = 0; n < N / 8; n++) {
-          float2 two = *(const float2 *)(logs + 8 * n);
-          float log[2] = {two.x * LOG2_E, two.y * LOG2_E};
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
-          }
-        }
+        loadColumns(two, logs);
+        weighColumns(p, two, scale);
         // Rows that are none have q, dO and statistics of 0: they add 0.
         if (base < seen.allFirst || base + N > seen.allEnd) seeing.hide(p, 0, base);
         operandsOf(weights, p);
@@ -197,10 +191,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         wgmmaCommit();
         wgmmaWait<1>();
         hold(dP);
+        loadColumns(two, logs + N);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
-          float2 two = *(const float2 *)(logs + N + 8 * n);
-          float delta[2] = {two.x, two.y};
+          float delta[2] = {two[n].x, two[n].y};
 #pragma unroll
           for (int e = 0; e < 4; e++) p[n][e] *= dP[n][e] - delta[e % 2];
         }

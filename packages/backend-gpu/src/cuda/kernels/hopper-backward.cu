@@ -415,11 +415,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // LSE or dO . o of the lane's rows: on their way while products are waited
     // for, else they come one by one.
     float2 known[N / 8];
-    auto loadKnown = [&](int which) {
-      const float *from = shared.known[placeIn<GRADIENT_STAGES>(number)] +
-                          which * N + laneColumn();
-#pragma unroll
-      for (int n = 0; n < N / 8; n++) known[n] = *(const float2 *)(from + 8 * n);
+    auto loadKnown = [&](int first) {
+      loadColumns(known,
+                  shared.known[placeIn<GRADIENT_STAGES>(number)] + first);
     };
     auto startScores = [&] {
       wgmmaFence();
@@ -442,14 +440,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto weigh = [&] {
       hold(p);
       int base = shared.rows[placeIn<STAGES>(number)] * N;
-#pragma unroll
-      for (int n = 0; n < N / 8; n++) {
-        float log[2] = {known[n].x * LOG2_E, known[n].y * LOG2_E};
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
-        }
-      }
+      weighColumns(p, known, scale);
       // Rows that are none have q, dO and statistics of 0: they add 0.
       if (base >= seen.allFirst && base + N <= seen.allEnd) return;
       LaneRows seeing;
@@ -583,7 +574,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         wgmmaWait<0>();
         weigh();
         startValues();
-        loadKnown(1);
+        loadKnown(N);
         wgmmaWait<1>();
         differ();
         wgmmaWait<0>();
@@ -616,7 +607,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
       if (sees) {
         startValues();
-        loadKnown(1);
+        loadKnown(N);
         wgmmaWait<2>();
       } else {
         wgmmaWait<0>();

@@ -66,19 +66,6 @@ struct Shared {
   int numbers[2];
 };
 
-/** A place in a ring of COUNT tiles, and the parity of its phase. */
-template <int COUNT> struct Ring {
-  int stage;
-  unsigned parity;
-
-  __device__ void next(int steps = 1) {
-    stage += steps;
-    if (stage < COUNT) return;
-    stage -= COUNT;
-    parity ^= 1;
-  }
-};
-
 /**
  * A copying warp's tiles that are not announced yet, a byte each: more are on
  * their way than with `Copies`, as a tile is only a few copies of a thread.
@@ -168,8 +155,8 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
   Underway copies = {shared, ~0u};
-  Ring<STAGES> turn = {0, 0};
-  Ring<KEY_STAGES> turnK = {0, 0};
+  Turn turn = {0, 0};
+  TurnOf<KEY_STAGES> turnK = {0, 0};
 #pragma unroll 1
   for (int n = 0; n < STAGES; n++) {
     clearBehind<TILE, WIDTH + ROPE>(queries + n * QUERIES_SIZE);
@@ -319,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   MatrixPlace placeQ = placeOf<TILE>(queries);
   MatrixPlace placeK = placeOf<TILE>(keys);
   constexpr int VALUES_AT = LATENT ? 0 : KEYS_SIZE * 2 / 16;
-  for (Ring<STAGES> turn = {group, 0};; turn.next(GROUPS)) {
+  for (Turn turn = {group, 0};; turn.skip(GROUPS)) {
     await(shared.full + turn.stage, turn.parity);
     Told own = shared.told[turn.stage][warp];
     // One for the warp, as the compiler is to know.

@@ -241,6 +241,13 @@ template <int PLACES> struct TurnOf {
     stage = 0;
     parity ^= 1;
   }
+  /** The place so many tiles further, PLACES at most. */
+  __device__ void skip(int tiles) {
+    stage += tiles;
+    if (stage < PLACES) return;
+    stage -= PLACES;
+    parity ^= 1;
+  }
 };
 typedef TurnOf<STAGES> Turn;
 
@@ -387,6 +394,31 @@ __device__ inline void emitRow(const float (&x)[COLUMNS][4], int half,
 }
 __device__ inline void storeFour(T *at, unsigned low, unsigned high) {
   *(uint2 *)at = make_uint2(low, high);
+}
+
+/**
+ * A statistic of each of a lane's columns, where those are rows of q: scores
+ * transposed. Two at a time, as reading shared memory is the limit.
+ */
+template <int COLUMNS>
+__device__ inline void loadColumns(float2 (&x)[COLUMNS], const float *from) {
+  from += laneColumn();
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) x[n] = *(const float2 *)(from + 8 * n);
+}
+
+/** Scores transposed to probabilities, of their columns' LSE. */
+template <int COLUMNS>
+__device__ inline void weighColumns(float (&p)[COLUMNS][4],
+                                    const float2 (&lse)[COLUMNS], float scale) {
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n++) {
+    float log[2] = {lse[n].x * LOG2_E, lse[n].y * LOG2_E};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
+    }
+  }
 }
 
 /** Rows that any of a warpgroup's 64 keys sees, and that all see. */

@@ -6,7 +6,13 @@ import type { Sequences } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { type AttentionShape, total, type View } from './attention-tile';
-import { type FlashTile, isBackwardShape, isFlashShape } from './flash';
+import {
+  columnsOf,
+  type FlashTile,
+  fitTogether,
+  isBackwardShape,
+  isFlashShape,
+} from './flash';
 
 export interface HopperCut {
   /** 64 for each warpgroup that computes. */
@@ -45,8 +51,6 @@ const SPARE_BYTES = TILE_BYTES + 256;
 const WALK_BYTES = 1536;
 
 const wholeChunks = (columns: number) => Math.ceil(columns / 64) * 64;
-/** Products are of 16 columns at a time. */
-const wholeColumns = (columns: number) => Math.ceil(columns / 16) * 16;
 
 /** @param unit what widths must be multiples of: 16, or 8 and filled up with 0. */
 function isHopperKey(
@@ -84,7 +88,7 @@ export function hopperForwardCut(
 ): HopperCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
   const fits =
-    isHopperKey(shape, facts, ODD) && isHopperValue(wholeColumns(valueWidth));
+    isHopperKey(shape, facts, ODD) && isHopperValue(columnsOf(shape).values);
   // One warpgroup would have nothing to do.
   if (
     !IN_USE.forward ||
@@ -169,7 +173,7 @@ export function hopperBackwardCut(
   const keys = 64;
   const fits =
     isHopperKey(shape, facts, ODD) &&
-    isHopperValue(wholeColumns(valueWidth)) &&
+    isHopperValue(columnsOf(shape).values) &&
     width + ropeWidth <= 128;
   if (!fits || !isAscending(view.sequences)) return undefined;
   const keyColumns = wholeChunks(width + ropeWidth);
@@ -238,13 +242,15 @@ export interface HopperPlan {
  * start at multiples of their length.
  */
 export function hopperPlan(
-  { keyHeads, width, ropeWidth, valueWidth }: AttentionShape,
+  shape: AttentionShape,
   view: View,
   { rows, keys }: WalkCut,
   { multiprocessors }: DeviceFacts,
 ): HopperPlan {
   const { kind, sequences, unitHeads, window = 1, length = 1 } = view;
   const { stride = 1 } = view;
+  const { keyHeads, width, ropeWidth } = shape;
+  const columns = columnsOf(shape);
   const units = keyHeads * sequences.count;
   const queries = sequences.maxQueries;
   const keyTiles = view.keyTiles(rows);
@@ -288,11 +294,7 @@ export function hopperPlan(
     keyTiles,
     rowTiles,
     rowSums: keyHeads * rowTiles * keys * wholeChunks(width + ropeWidth),
-    keySums:
-      units *
-      keyTiles *
-      rows *
-      (wholeColumns(width + ropeWidth) + wholeColumns(valueWidth)),
+    keySums: units * keyTiles * rows * (columns.keys + columns.values),
     range,
     ranges: count,
     cycle,
@@ -352,8 +354,6 @@ function backwardCut(
 
 /** Entries, statistics and barriers of a block of threads, which are not asked for. */
 const ITEM_BYTES = 2560;
-/** Of a block's shared memory the device has some for itself. */
-const RESERVED_BYTES = 1024;
 
 /**
  * The cut of the walk over those that chose a block, where it is for such a walk
@@ -376,8 +376,9 @@ export function hopperBlocksTile(
   const own = isLatent ? keyColumns : columns;
   const bytesOf = (stages: number) =>
     2 * (rows * (own + keys) + stages * keys * columns) + SPARE_BYTES;
-  const most = (facts.sharedBytes + RESERVED_BYTES) / blocks - RESERVED_BYTES;
-  const stages = [3, 2].find((n) => bytesOf(n) + ITEM_BYTES <= most);
+  const stages = [3, 2].find((n) =>
+    fitTogether(blocks, bytesOf(n) + ITEM_BYTES, facts),
+  );
   if (stages === undefined) return undefined;
   const sharedBytes = bytesOf(stages);
   return { rows, warps: warpsOf(rows), keys, stages, blocks, sharedBytes };
