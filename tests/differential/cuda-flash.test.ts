@@ -44,6 +44,8 @@ interface Form {
   readonly holes?: boolean;
   /** Some lists have none but -1. */
   readonly empty?: boolean;
+  /** Most lists have the block before their own, too. */
+  readonly near?: boolean;
   /** Rows that belong to no sequence. */
   readonly tail?: number;
 }
@@ -392,9 +394,23 @@ const sparse: Readonly<Record<string, Form>> = {
     empty: true,
     tail: 1,
   },
+  'a list a query, most with the block before their own': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 85, keys: 2700 }, { queries: 1 }, { queries: 190 }],
+    blockSize: 64,
+    count: 5,
+    holes: true,
+    near: true,
+    tail: 1,
+  },
   'two queries a list, latent keys': {
     ...unions['two queries a list, latent keys']!,
     counts: [{ queries: 131, keys: 2174 }, { queries: 9 }],
+    count: 4,
+    near: true,
   },
   'four queries a list, latent keys of 56 + 32 columns': {
     heads: 16,
@@ -404,7 +420,8 @@ const sparse: Readonly<Record<string, Form>> = {
     counts: [{ queries: 130, keys: 2200 }, { queries: 333 }],
     sharing: 4,
     blockSize: 64,
-    count: 3,
+    count: 4,
+    near: true,
     tail: 1,
   },
   'twelve rows a list, two lists a key head': {
@@ -426,7 +443,8 @@ const hopperSparse: Readonly<Record<string, Form>> = {
     counts: [{ queries: 603, keys: 2001 }, { queries: 0 }, { queries: 7 }],
     sharing: 8,
     blockSize: 64,
-    count: 3,
+    count: 4,
+    near: true,
     holes: true,
     tail: 1,
   },
@@ -785,12 +803,18 @@ describe.skipIf(reason)(
       },
     );
 
-    test.for([80, 90])(
-      'lists by their blocks, capability %d: neighbours change no bit',
-      async (capability) => {
+    test.for(
+      [80, 90].flatMap((capability) =>
+        Object.keys(sparse)
+          .filter((name) => name.startsWith('a list a query'))
+          .map((name) => [capability, name] as const),
+      ),
+    )(
+      'lists by their blocks, capability %d, %s: neighbours change no bit',
+      async ([capability, name]) => {
         const small = await openEmulated({ ...fewParts, capability });
         const scope = new Scope(small);
-        const form = sparse['a list a query, some of none'] as Form;
+        const form = sparse[name] as Form;
         const { inputs, attributes } = await callOf(
           ...(['selectedAttention', form, 'bf16', reference] as const),
         );
@@ -1000,6 +1024,7 @@ function listsOf(
     sharing,
     holes,
     empty,
+    near,
   }: Form & Required<Pick<Form, 'count' | 'blockSize' | 'sharing'>>,
 ): Values {
   const random = Random.fromSeed(11);
@@ -1012,6 +1037,7 @@ function listsOf(
       const own = Math.floor(t / blockSize);
       for (let g = 0; g < groups; g++) {
         const chosen = new Set([own, 0]);
+        if (near && own > 0 && leader % 5 > 0) chosen.add(own - 1);
         while (chosen.size < Math.min(count, own + 1)) {
           chosen.add(Math.floor(random.uniform() * own));
         }

@@ -173,7 +173,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
     },
   ],
-  'forward-items': [{ BLOCK: 64, ITEM: 16 }],
+  'forward-items': [
+    { BLOCK: 64, ITEM: 16, OWN: 0 },
+    { BLOCK: 64, ITEM: 128, OWN: 1 },
+  ],
   'gated-sum': [{ T: 'bf16', LANES: 8 }],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
@@ -233,11 +236,11 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     },
   ],
   'hopper-forward-blocks': [
-    ...parts.map((form) => ({ ...form, KEEPS_KEYS: 1 })),
-    { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2, KEEPS_KEYS: 0 },
+    ...parts,
+    { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2 },
   ].map((form) => ({
     ...{ ...form, ...hopper, WARPS: 16, ROWS: 192, N: 64, ITEM: 128 },
-    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3 },
+    ...{ UNIT: form.UNIT, STAGES: 4, KEY_STAGES: 3, OWN: 1 },
   })),
   'hopper-importance': [
     { ...grouped, LEADER_ROWS: 16, QUERY_STAGES: 2 },
@@ -250,8 +253,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     ...{ UNIT: form.LEADER_ROWS, VIEW: 'COMPRESSED', BLOCK: 1 },
     ...{ BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
   })),
-  'join-lists': parts.map((form) => ({
+  'join-lists': parts.map((form, i) => ({
     ...{ ...form, STAGES: 1, ITEM: 16, ROWS: 128, N: 64, BLOCKS: 3 },
+    OWN: i === 0 ? 1 : 0,
   })),
   'linear-attention': [
     { T: 'bf16', PLACES: 16 },

@@ -91,7 +91,7 @@ describe('selected attention of 16 rows a list', () => {
       run([{ queries }], { backward: true }).entries.filter(
         (entry) => entry === 'hopperBackwardBlocks',
       ).length;
-    expect([1024, 8192, 65_536].map(walks)).toEqual([1, 4, 31]);
+    expect([1024, 8192, 65_536].map(walks)).toEqual([1, 2, 16]);
   });
 
   it('walks backward by the kernel of the card, two blocks a multiprocessor', () => {

@@ -39,7 +39,7 @@ const ITEM = 128;
  */
 const HOT_SHARE = 1 / 3;
 /** With fewer leaders at once, sums over keys are read and written too often. */
-const LEAST_LEADERS = 1024;
+const LEAST_LEADERS = 4096;
 
 /**
  * The cut of a walk over those that chose a block: blocks of 64 keys, lists of

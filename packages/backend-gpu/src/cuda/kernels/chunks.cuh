@@ -44,10 +44,33 @@ struct ListRows {
   }
 };
 
-/** Some lists that have a block of keys; `first` counts a chunk's entries. */
+/** Of a list that has none. */
+constexpr int NO_BLOCK = -1;
+
+/**
+ * The block of a list's own queries where the list begins with the first block
+ * and ends with its own one and the one before it, as ranking makes them: the
+ * three are walked over together then, and leave one part, at the last place.
+ */
+__device__ inline int ownBlockOf(const int *list, int count, int position,
+                                 int sharing) {
+  int own = position / BLOCK;
+  bool isOwn = BLOCK % sharing == 0 && count > 2 && own > 1 && list[0] == 0 &&
+               list[count - 2] == own - 1 && list[count - 1] == own;
+  return isOwn ? own : NO_BLOCK;
+}
+/** Whether that is the place of one of the three. */
+__device__ inline bool isOwnPlace(int place, int count) {
+  return place == 0 || place >= count - 2;
+}
+
+/**
+ * Some lists that have a block of keys, `isOwn`: as their own one, with the first
+ * block and the one before it. `first` counts a chunk's entries.
+ */
 struct Item {
   int chunk, first;
-  unsigned block : 24, count : 8;
+  unsigned block : 23, isOwn : 1, count : 8;
 };
 
 /** The items of those chunks that are walked over in a launch: a range. */

@@ -143,9 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         // What becomes of one that is not there nobody reads.
         ListRows rows = rowsOf(min(base + m * WARPS + warp, listCount - 1));
         hideBehind(scores[m], rows.position - firstKey);
-        weighBlock(scores[m], scale, factor[m], known[m]);
-#pragma unroll
-        for (int k = 0; k < N / 16; k++) operandOf(weights[m][k], scores[m], k);
+        weighBlocks<1>(weights + m, scores + m, scale, factor[m], known[m]);
       }
       if (base == 0 && warp == 0) nextEntry = entryOf(next);
       if (base == 0) {

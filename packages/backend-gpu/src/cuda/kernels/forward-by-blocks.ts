@@ -36,12 +36,6 @@ const LEAST_BLOCKS = 8;
 const MOST_LEADERS = 2 ** 16;
 /** A table of them has to fit shared memory. */
 const MOST_BLOCKS = 16_384;
-/**
- * Keys and values of a key head are to stay in the L2 cache from chunk to chunk
- * if they have so few bytes; else they are what leaves it first. Measured at as
- * many, 16k tokens of 128 and 128 columns: 6 % less time.
- */
-const MOST_KEPT_BYTES = 2 ** 23;
 /** Items that have been taken, and row tables. */
 const TABLE_BYTES = 512;
 
@@ -131,14 +125,11 @@ export function attendByBlocks(
   const units = shape.heads / unitHeads;
   const chunks = sequences.count * units * perUnit;
   const pairs = most * length;
-  // A block's last item may be of few lists.
-  const itemRoom = Math.min(places, pairs) + Math.ceil(pairs / item);
-  const keyBytes =
-    2 *
-    sequences.maxKeys *
-    (shape.width +
-      shape.ropeWidth +
-      (isLatent(operands) ? 0 : shape.valueWidth));
+  // Lists with a block, and those of which it is the own one, apart.
+  const own = hopper ? 1 : 0;
+  const numbers = places * (1 + own);
+  // The last item of each may be of few lists.
+  const itemRoom = Math.min(numbers, pairs) + Math.ceil(pairs / item);
   const together = Math.min(tile.together, chunks);
   const ranges = Math.ceil(chunks / together);
   const items = context.scratch(3 * ranges * together * itemRoom, 'i32');
@@ -152,11 +143,11 @@ export function attendByBlocks(
   context.clear(counts);
   context.run({
     ...{ file: 'forward-items', entry: 'listItems' },
-    defines: { BLOCK: tile.keys, ITEM: item },
+    defines: { BLOCK: tile.keys, ITEM: item, OWN: own },
     grid: [chunks],
     // As many as there can be: a multiprocessor may have one chunk.
     threads: [1024],
-    sharedBytes: 4 * places,
+    sharedBytes: 4 * numbers,
     arguments: [
       ...[indices, sequences.on(indices.backend), ...itemsOf(0), ...cut],
       ...[sharing, extent(indices, 1), length, places].map(i32),
@@ -168,7 +159,7 @@ export function attendByBlocks(
   const partLse = context.scratch(slots * 16, 'f32');
   const given = call(operands, view);
   const { multiprocessors } = context.facts;
-  const lists = { UNIT: unitHeads, SHARING: sharing, ITEM: item };
+  const lists = { UNIT: unitHeads, SHARING: sharing, ITEM: item, OWN: own };
   const { defines, ...any } = flashLaunch(
     ...([shape, view, isLatent(operands), tile] as const),
   );
@@ -198,11 +189,7 @@ export function attendByBlocks(
 
   function hopperWalk(cut: PartsCut): Omit<Launch, 'arguments'> {
     const launch = hopperLaunch(shape, view, isLatent(operands), cut);
-    const own = {
-      BLOCK: tile.keys,
-      KEY_STAGES: cut.keyStages,
-      KEEPS_KEYS: keyBytes <= MOST_KEPT_BYTES ? 1 : 0,
-    };
+    const own = { BLOCK: tile.keys, KEY_STAGES: cut.keyStages };
     return {
       ...{ file: 'hopper-forward-blocks', entry: 'hopperForwardBlocks' },
       grid: [multiprocessors],

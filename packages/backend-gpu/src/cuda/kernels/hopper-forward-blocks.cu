@@ -1,6 +1,8 @@
 // Parts of selected attention as flash-forward-blocks.cu, on Hopper: a warp's 16
 // rows are those of one list, and its warpgroup's product has four lists, a
 // round. Rounds are dealt to the warpgroups in turn, over the ends of items.
+// Lists with their own block, the one before it and the first one have one part
+// of these three.
 #include "hopper.cuh"
 #include "parts.cuh"
 
@@ -11,6 +13,10 @@ static_assert(N == BLOCK && BLOCK == TILE, "a block a tile");
 static_assert(ITEM <= 32 * LISTS, "a lane of a copying warp has a list");
 static_assert(GROUPS <= STAGES, "each warpgroup has a round");
 static_assert(STAGES + KEY_STAGES < 255, "a byte tells which");
+
+/** Blocks that are walked over together: the first one, and two of neighbours. */
+#define OWN_BLOCKS 3
+static_assert(KEY_STAGES >= OWN_BLOCKS, "all are there at once");
 
 /** Elements of a stage. */
 constexpr int QUERIES_SIZE = tileSize(TILE, KEY);
@@ -30,30 +36,31 @@ static_assert(GROUPS * COMPUTING_REGISTERS + COPYING_REGISTERS <=
 /** Tiles on their way behind the oldest one: what hides how far memory is. */
 constexpr int AHEAD = 4;
 
-/** Where keys are to stay in the L2 cache, parts are what leaves it first. */
-__device__ inline void storePart(uint4 *at, uint4 part) {
-#if KEEPS_KEYS
-  __stcs(at, part);
-#else
-  __stcg(at, part);
-#endif
-}
-
 /** What a warp that computes is told of its list. */
 struct __align__(16) Told {
   /** The number of the list's part, -1 where there is no list. */
   int part;
   /** The last key of the block that its first row sees. */
   int last;
-  /** Which tile has the keys, its parity, and whether it is done with then. */
+  /**
+   * Which tile has the keys, its parity, whether it is done with then, and
+   * whether the next two have keys, too.
+   */
   int keys, unused;
 
-  __device__ static int place(int stage, unsigned parity, bool isDone) {
-    return stage | (int)parity << 8 | (isDone ? 1 << 9 : 0);
+  __device__ static int place(const TurnOf<KEY_STAGES> &turn, bool isDone,
+                              bool isOwn) {
+    return turn.stage | (int)turn.parity << 8 | (isDone ? 1 << 9 : 0) |
+           (isOwn ? 1 << 10 : 0);
   }
-  __device__ int stage() const { return keys & 0xff; }
-  __device__ unsigned parity() const { return keys >> 8 & 1; }
+  /** The place of the nth tile. */
+  __device__ TurnOf<KEY_STAGES> turn(int n) const {
+    TurnOf<KEY_STAGES> turn = {keys & 0xff, (unsigned)keys >> 8 & 1};
+    turn.skip(n);
+    return turn;
+  }
   __device__ bool isDone() const { return keys >> 9 & 1; }
+  __device__ bool isOwn() const { return keys >> 10 & 1; }
   __device__ bool isEnd() const { return keys < 0; }
 };
 
@@ -110,9 +117,9 @@ struct Underway {
  * from row `count` on. What depends on the lane is worked out once: rows 4
  * apart have their pieces in one of two places, others in the same.
  */
-template <int FIRST, int COLUMNS, typename Offset, typename Copier>
+template <int FIRST, int COLUMNS, typename Offset>
 __device__ inline void copySixteen(T *tile, const T *base, int count,
-                                   Offset offsetOf, Copier copy) {
+                                   Offset offsetOf) {
   constexpr int TAKEN = copyWidth(FIRST, COLUMNS);
   constexpr int PIECES = TAKEN / 8;
   constexpr int STEP = 32 / PIECES;
@@ -129,8 +136,8 @@ __device__ inline void copySixteen(T *tile, const T *base, int count,
   renew(from);
   auto start = [&](int i, bool valid) {
     if (STEP > 16 && row >= 16) return;
-    copy((STEP == 4 && i & 4 ? to[1] : to[0]) + i * 64,
-         from + (offsetOf(i + row) - offsetOf(row)), valid);
+    cpAsync16((STEP == 4 && i & 4 ? to[1] : to[0]) + i * 64,
+              from + (offsetOf(i + row) - offsetOf(row)), valid);
   };
   if (count >= 16) {
 #pragma unroll
@@ -141,7 +148,7 @@ __device__ inline void copySixteen(T *tile, const T *base, int count,
   }
   if constexpr (COLUMNS > TAKEN) {
     copySixteen<FIRST + TAKEN, COLUMNS - TAKEN>(tile, base + TAKEN, count,
-                                                offsetOf, copy);
+                                                offsetOf);
   }
 }
 
@@ -198,14 +205,11 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
     int listCount = item.count;
     int rounds = (listCount + LISTS - 1) / LISTS;
     int firstKey = item.block * BLOCK;
-    {
-#if KEEPS_KEYS
-      Copy keyCopy;
-#else
-      CopyOnce keyCopy = {leavesFirst()};
-#endif
-      Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
-      int key = firstKey + 16 * warp;
+    // Where its tiles of keys begin.
+    TurnOf<KEY_STAGES> keysAt = turnK;
+    Source from = sourceOf(u, s, head0 / (u.heads / u.keyHeads));
+    auto copyBlock = [&](int block) {
+      int key = block * BLOCK + 16 * warp;
       int count = s.keyCount - key;
       T *tile = keys + turnK.stage * ITEM_SIZE + 16 * warp * 64;
       copies.claim(STAGES + turnK.stage, turnK.parity);
@@ -217,18 +221,25 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       }
       auto keyAt = [&](int i) { return (i64)i * from.keyStride; };
       copySixteen<0, WIDTH>(tile, from.k + (i64)key * from.keyStride, count,
-                            keyAt, keyCopy);
+                            keyAt);
 #if ROPE > 0
       copySixteen<WIDTH, ROPE>(tile, from.kRope + (i64)key * ROPE, count,
-                               [](int i) { return i * ROPE; }, keyCopy);
+                               [](int i) { return i * ROPE; });
 #endif
 #if !LATENT
       auto valueAt = [&](int i) { return (i64)i * from.valueStride; };
       copySixteen<0, VALUE>(tile + KEYS_SIZE,
                             from.v + (i64)key * from.valueStride, count,
-                            valueAt, keyCopy);
+                            valueAt);
 #endif
       copies.commit(STAGES + turnK.stage);
+      turnK.next();
+    };
+    // The last one is its own, of which rows see some keys only.
+    int blocks = item.isOwn ? OWN_BLOCKS : 1;
+#pragma unroll 1
+    for (int n = blocks - 1; n >= 0; n--) {
+      copyBlock(n == OWN_BLOCKS - 1 ? 0 : (int)item.block - n);
     }
 
     int leader = entry >> 16;
@@ -246,23 +257,22 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
       copies.claim(turn.stage, turn.parity);
       if (lane == round) {
         bool isDone = round + GROUPS >= rounds;
-        int place = Told::place(turnK.stage, turnK.parity, isDone);
+        int place = Told::place(keysAt, isDone, item.isOwn);
         shared.told[turn.stage][warp] = {isList ? part : -1, last, place, 0};
       }
       if (count > 0) {
         copySixteen<0, WIDTH>(
             tile, u.q + first * WIDTH, count,
-            [&](int i) { return rowOffset<WIDTH>(i, u.heads); }, Copy());
+            [&](int i) { return rowOffset<WIDTH>(i, u.heads); });
 #if ROPE > 0
         copySixteen<WIDTH, ROPE>(
             tile, u.qRope + first * ROPE, count,
-            [&](int i) { return rowOffset<ROPE>(i, u.heads); }, Copy());
+            [&](int i) { return rowOffset<ROPE>(i, u.heads); });
 #endif
       }
       copies.commit(turn.stage);
       turn.next();
     }
-    turnK.next();
     item = next;
     entry = nextEntry;
     next = following;
@@ -276,6 +286,58 @@ __device__ inline void copyAll(const Call &u, const Items &all, const Cut &cut,
     turn.next();
   }
 }
+
+/** What a warp's list finds in a block, or in several. */
+struct Found {
+  float sums[VALUES / 8][4];
+  float factor[2], lse[2];
+
+  /** In COUNT tiles of keys; that of its queries is free behind the scores. */
+  template <int COUNT>
+  __device__ void attend(Shared &shared, const Told &own, MatrixPlace queries,
+                         Mbarrier *queriesFree, MatrixPlace keys,
+                         float scale) {
+    constexpr int VALUES_AT = LATENT ? 0 : KEYS_SIZE * 2 / 16;
+    float scores[COUNT][N / 8][4];
+    unsigned weights[COUNT][N / 16][4];
+    auto tile = [&](int n) {
+      return keys + own.turn(n).stage * (ITEM_SIZE * 2 / 16);
+    };
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      TurnOf<KEY_STAGES> turn = own.turn(n);
+      await(shared.full + STAGES + turn.stage, turn.parity);
+    }
+    wgmmaFence();
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      multiplyTiles<KEY, TILE, TILE>(scores[n], queries, tile(n));
+    }
+    wgmmaCommit();
+    wgmmaWait<0>();
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) hold(scores[n]);
+    arriveWarp(queriesFree);
+    hideBehind(scores[COUNT - 1], own.last);
+    weighBlocks<COUNT>(weights, scores, scale, factor, lse);
+    forget(sums);
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) hold(weights[n]);
+    wgmmaFence();
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      multiplyWeights(sums, weights[n], tile(n) + VALUES_AT, n > 0);
+    }
+    wgmmaCommit();
+    wgmmaWait<0>();
+    hold(sums);
+    if (!own.isDone()) return;
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      arriveWarp(shared.free + STAGES + own.turn(n).stage);
+    }
+  }
+};
 
 /** A range of chunks, as in flash-forward-blocks.cu. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -305,49 +367,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float scale = u.scale * LOG2_E;
   MatrixPlace placeQ = placeOf<TILE>(queries);
   MatrixPlace placeK = placeOf<TILE>(keys);
-  constexpr int VALUES_AT = LATENT ? 0 : KEYS_SIZE * 2 / 16;
   for (Turn turn = {group, 0};; turn.skip(GROUPS)) {
     await(shared.full + turn.stage, turn.parity);
     Told own = shared.told[turn.stage][warp];
     // One for the warp, as the compiler is to know.
     own.keys = __shfl_sync(0xffffffff, own.keys, 0);
     if (own.isEnd()) break;
-    MatrixPlace place = placeK + own.stage() * (ITEM_SIZE * 2 / 16);
-    await(shared.full + STAGES + own.stage(), own.parity());
-    float scores[N / 8][4];
-    wgmmaFence();
-    multiplyTiles<KEY, TILE, TILE>(
-        scores, placeQ + turn.stage * (QUERIES_SIZE * 2 / 16), place);
-    wgmmaCommit();
-    wgmmaWait<0>();
-    hold(scores);
-    arriveWarp(shared.free + turn.stage);
-    float factor[2];
-    float lse[2];
-    unsigned weights[N / 16][4];
-    hideBehind(scores, own.last);
-    weighBlock(scores, scale, factor, lse);
-    operandsOf(weights, scores);
-
-    float sums[VALUES / 8][4];
-    forget(sums);
-    hold(weights);
-    wgmmaFence();
-    multiplyWeights(sums, weights, place + VALUES_AT, 0);
-    wgmmaCommit();
-    wgmmaWait<0>();
-    hold(sums);
-    if (own.isDone()) arriveWarp(shared.free + STAGES + own.stage());
+    MatrixPlace place = placeQ + turn.stage * (QUERIES_SIZE * 2 / 16);
+    Mbarrier *free = shared.free + turn.stage;
+    Found found;
+    if (own.isOwn()) {
+      found.attend<OWN_BLOCKS>(shared, own, place, free, placeK, scale);
+    } else {
+      found.attend<1>(shared, own, place, free, placeK, scale);
+    }
     if (own.part < 0) continue;
     if (laneColumn() == 0) {
       float *at = parts.lse + (i64)own.part * 16 + laneRow();
-      __stcg(at, lse[0]);
-      __stcg(at + 8, lse[1]);
+      __stcg(at, found.lse[0]);
+      __stcg(at + 8, found.lse[1]);
     }
     uint4 *to = parts.o + (i64)own.part * PART + lane;
+    // Parts leave the L2 cache first: keys and queries are read again.
 #pragma unroll
     for (int n = 0; n < VALUES / 16; n++) {
-      storePart(to + 32 * n, partOf(sums[2 * n], sums[2 * n + 1], factor));
+      __stcs(to + 32 * n, partOf(found.sums[2 * n], found.sums[2 * n + 1],
+                                 found.factor));
     }
   }
 }

@@ -7,9 +7,12 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
                                 const uint4 *parts, const float *partLse, T *o,
                                 float *lse) {
   constexpr int AT_ONCE = 8;
+  bool isOwn =
+      OWN && ownBlockOf(list, u.count, rows.position, SHARING) != NO_BLOCK;
   auto isPart = [&](int n) {
     int block = n < u.count ? list[n] : -1;
-    return block >= 0 && (i64)block * BLOCK < s.keyCount;
+    return block >= 0 && (i64)block * BLOCK < s.keyCount &&
+           !(isOwn && isOwnPlace(n, u.count) && n < u.count - 1);
   };
   auto lseOf = [&](int n, int half) {
     return partLse[16 * n + 8 * half + laneRow()];

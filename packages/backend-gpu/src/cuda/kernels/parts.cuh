@@ -34,30 +34,45 @@ __device__ inline void hideBehind(float (&scores)[COLUMNS][4], int last) {
 }
 
 /**
- * Scores of all keys of a block to weights, of which `factor` makes shares; with
- * the LSE of a lane's rows.
+ * Scores of all keys of COUNT blocks to weights, of which `factor` makes shares;
+ * with the LSE of a lane's rows. They become operands of the next product 16
+ * columns at a time, as three blocks leave few registers.
  */
-template <int COLUMNS>
-__device__ inline void weighBlock(float (&scores)[COLUMNS][4], float scale,
-                                  float (&factor)[2], float (&lse)[2]) {
+template <int COUNT, int COLUMNS>
+__device__ inline void weighBlocks(unsigned (*weights)[COLUMNS / 2][4],
+                                   float (*scores)[COLUMNS][4], float scale,
+                                   float (&factor)[2], float (&lse)[2]) {
+  float reference[2];
+  float total[2] = {0, 0};
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float top = rowMost(scores, half) * scale;
-    float reference = top == -INFINITE ? 0 : top;
-    float total = 0;
+    float top = -INFINITE;
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n++) {
-#pragma unroll
-      for (int e = 2 * half; e < 2 * half + 2; e++) {
-        float &x = scores[n][e];
-        x = exp2Fast(x * scale - reference);
-        total += x;
-      }
+    for (int b = 0; b < COUNT; b++) {
+      top = fmaxf(top, rowMost(scores[b], half));
     }
-    total += __shfl_xor_sync(0xffffffff, total, 1);
-    total += __shfl_xor_sync(0xffffffff, total, 2);
-    factor[half] = total == 0 ? 0 : __fdividef(1, total);
-    lse[half] = total == 0 ? -INFINITE : reference + __log2f(total);
+    reference[half] = top == -INFINITE ? 0 : top * scale;
+  }
+#pragma unroll
+  for (int b = 0; b < COUNT; b++) {
+#pragma unroll
+    for (int k = 0; k < COLUMNS / 2; k++) {
+#pragma unroll
+      for (int e = 0; e < 8; e++) {
+        float &x = scores[b][2 * k + e / 4][e % 4];
+        x = exp2Fast(x * scale - reference[e / 2 % 2]);
+        total[e / 2 % 2] += x;
+      }
+      operandOf(weights[b][k], scores[b], k);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float all = total[half];
+    all += __shfl_xor_sync(0xffffffff, all, 1);
+    all += __shfl_xor_sync(0xffffffff, all, 2);
+    factor[half] = all == 0 ? 0 : __fdividef(1, all);
+    lse[half] = all == 0 ? -INFINITE : reference[half] + __log2f(all);
   }
 }
 

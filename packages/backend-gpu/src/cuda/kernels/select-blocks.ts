@@ -31,8 +31,12 @@ const KEYS = 64;
 const HEADS = 16;
 /** Blocks of threads that a multiprocessor should have. */
 const BLOCKS = 4;
-/** Bytes of scratch memory at a time. */
-const SCRATCH_BYTES = 2 ** 26;
+/**
+ * Bytes of scratch memory at a time: each time costs what a launch does until
+ * all have work, 35 us.
+ */
+const scratchBytes = ({ totalBytes }: DeviceFacts) =>
+  Math.min(2 ** 28, totalBytes / 128);
 
 export const selectBlocksKernels = (
   context: KernelContext,
@@ -57,7 +61,7 @@ export const selectBlocksKernels = (
     const places = Math.ceil(sequences.keyRoom / blockSize);
     const perLeader = groups * places * sequences.count;
     const leaders = mostLeaders(attributes);
-    const step = stepOf(leaders, 4 * perLeader);
+    const step = stepOf(leaders, 4 * perLeader, context.facts);
     for (let first = 0; first < leaders; first += step) {
       const count = Math.min(step, leaders - first);
       const importance = context.scratch(count * perLeader, 'f32');
@@ -97,8 +101,8 @@ function mostLeaders({ sequences, sharing }: RankingAttributes): number {
 }
 
 /** Leaders at a time, in whole tiles, where each needs so much scratch memory. */
-function stepOf(leaders: number, bytes: number): number {
-  const step = Math.floor(SCRATCH_BYTES / bytes);
+function stepOf(leaders: number, bytes: number, facts: DeviceFacts): number {
+  const step = Math.floor(scratchBytes(facts) / bytes);
   return Math.min(leaders, step < 8 ? Math.max(1, step) : step - (step % 8));
 }
 
@@ -195,7 +199,7 @@ function rankAnyWidth(
   const shape = shapeOf({ ...inputs, v: inputs.k });
   const room = Math.max(1, blockCount(sequences.keyRoom, attributes));
   const perLeader = room * groups * sequences.count;
-  const step = stepOf(ranks.count, 4 * perLeader);
+  const step = stepOf(ranks.count, 4 * perLeader, context.facts);
   for (let done = 0; done < ranks.count; done += step) {
     const count = Math.min(step, ranks.count - done);
     const probabilities = context.scratch(count * perLeader, 'f32');
