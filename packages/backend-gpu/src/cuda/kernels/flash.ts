@@ -19,7 +19,10 @@ export interface FlashTile {
   readonly sharedBytes: number;
 }
 
-type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'>;
+/** Tiles of keys in shared memory: one in use, one on its way. */
+const STAGES = 2;
+type Cut = Omit<FlashTile, 'sharedBytes' | 'stages'> &
+  Partial<Pick<FlashTile, 'stages'>>;
 
 /** Rows are copied in pieces of 16 bytes; sums of wider ones need registers. */
 export function isFlashShape(shape: AttentionShape): boolean {
@@ -64,15 +67,17 @@ export function flashForwardTile(
   if (!isFlashShape(shape)) return undefined;
   const columns = columnsOf(shape);
   return firstFitting(
-    forwardCuts(columns.keys, columns.values, rows),
+    forwardCuts(columns.keys, columns.values, rows, listLength > 0),
     sharedBytes,
-    (cut) =>
-      Math.max(
-        4 * cut.keys * (columns.keys + (isLatent ? 0 : columns.values)) +
-          2 * cut.rows * columns.keys +
+    (cut) => {
+      const { keys, stages = STAGES } = cut;
+      const streamed = columns.keys + (isLatent ? 0 : columns.values);
+      return Math.max(
+        2 * (stages * keys * streamed + cut.rows * columns.keys) +
           4 * listLength,
         partBytes(cut, columns.values),
-      ),
+      );
+    },
   );
 }
 
@@ -85,7 +90,7 @@ function firstFitting(
   for (const cut of cuts) {
     const needed = bytesOf(cut);
     if (cut.blocks * (needed + TABLE_BYTES) > sharedBytes) continue;
-    return { ...cut, stages: 2, sharedBytes: needed };
+    return { stages: STAGES, ...cut, sharedBytes: needed };
   }
   return undefined;
 }
@@ -161,7 +166,7 @@ export function flashKeysTile(
   );
   // The chosen leaders take more room than the tables.
   if (needed + 4 * TABLE_BYTES > sharedBytes) return undefined;
-  return { ...cut, stages: 2, sharedBytes: needed };
+  return { ...cut, stages: STAGES, sharedBytes: needed };
 }
 
 /** The fastest that registers allow, then smaller ones for little memory. */
@@ -169,6 +174,7 @@ function forwardCuts(
   keyWidth: number,
   valueWidth: number,
   rows: number,
+  isSelected: boolean,
 ): readonly Cut[] {
   const isWide = keyWidth > 192 || valueWidth > 128;
   const few = { rows: rows <= 16 ? 16 : rows <= 32 ? 32 : 64, warps: 4 };
@@ -180,6 +186,10 @@ function forwardCuts(
       ...most,
       keys,
     })),
+    // In decoding memory is all there is to wait for: two tiles on their way.
+    ...(few.rows === 16 && !isWide && !isSelected
+      ? [{ ...few, keys: 64, blocks: 2, stages: 3 }]
+      : []),
     ...(isWide ? [1] : [3, 2]).map((blocks) => ({ ...few, keys: 64, blocks })),
     // A warp has 16 keys or more.
     { ...half, blocks: 1 },

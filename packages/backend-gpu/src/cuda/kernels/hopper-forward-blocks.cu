@@ -295,13 +295,12 @@ struct Found {
   /** In COUNT tiles of keys; that of its queries is free behind the scores. */
   template <int COUNT>
   __device__ void attend(Shared &shared, const Told &own, MatrixPlace queries,
-                         Mbarrier *queriesFree, MatrixPlace keys,
-                         float scale) {
+                         Mbarrier *queriesFree, unsigned keys, float scale) {
     constexpr int VALUES_AT = LATENT ? 0 : KEYS_SIZE * 2 / 16;
     float scores[COUNT][N / 8][4];
     unsigned weights[COUNT][N / 16][4];
     auto tile = [&](int n) {
-      return keys + own.turn(n).stage * (ITEM_SIZE * 2 / 16);
+      return placeAt<TILE>(keys + own.turn(n).stage * (ITEM_SIZE * 2 / 16));
     };
 #pragma unroll
     for (int n = 0; n < COUNT; n++) {
@@ -365,21 +364,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   int warp = threadIdx.x % GROUP / 32;
   int lane = threadIdx.x % 32;
   float scale = u.scale * LOG2_E;
-  MatrixPlace placeQ = placeOf<TILE>(queries);
-  MatrixPlace placeK = placeOf<TILE>(keys);
+  // By 16 bytes: places are made of it, as they take two registers each.
+  unsigned queriesAt = (unsigned)__cvta_generic_to_shared(queries) / 16;
+  unsigned keysAt = (unsigned)__cvta_generic_to_shared(keys) / 16;
   for (Turn turn = {group, 0};; turn.skip(GROUPS)) {
     await(shared.full + turn.stage, turn.parity);
     Told own = shared.told[turn.stage][warp];
     // One for the warp, as the compiler is to know.
     own.keys = __shfl_sync(0xffffffff, own.keys, 0);
     if (own.isEnd()) break;
-    MatrixPlace place = placeQ + turn.stage * (QUERIES_SIZE * 2 / 16);
+    MatrixPlace place =
+        placeAt<TILE>(queriesAt + turn.stage * (QUERIES_SIZE * 2 / 16));
     Mbarrier *free = shared.free + turn.stage;
     Found found;
     if (own.isOwn()) {
-      found.attend<OWN_BLOCKS>(shared, own, place, free, placeK, scale);
+      found.attend<OWN_BLOCKS>(shared, own, place, free, keysAt, scale);
     } else {
-      found.attend<1>(shared, own, place, free, placeK, scale);
+      found.attend<1>(shared, own, place, free, keysAt, scale);
     }
     if (own.part < 0) continue;
     if (laneColumn() == 0) {
