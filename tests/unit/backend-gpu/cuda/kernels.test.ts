@@ -114,7 +114,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
     { ...narrow, ...dense, UNIT: 4, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
-    { ...narrow, ...asa, UNIT: 4, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 2 },
+    { ...narrow, ...asa, UNIT: 4, SHARING: 4, ROWS: 16, N: 64, BLOCKS: 3 },
   ],
   'flash-backward-lists': [
     { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
@@ -126,7 +126,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...narrow, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
-    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 5 },
   ],
   'flash-forward': [
     { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
@@ -136,7 +136,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 3 },
     { ...latent, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
     { ...narrow, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
-    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 5 },
     { ...grouped, ...dense, ROWS: 16, N: 64, BLOCKS: 2, STAGES: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 16, N: 64, BLOCKS: 2, STAGES: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 3, SPLIT: 1 },

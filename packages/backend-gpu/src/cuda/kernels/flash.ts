@@ -96,7 +96,10 @@ function firstFitting(
 }
 
 /** Parts of rows that several warps have summed, in f32; see `emitRows`. */
-function partBytes({ rows, warps }: Cut, columns: number): number {
+function partBytes(
+  { rows, warps }: Pick<Cut, 'rows' | 'warps'>,
+  columns: number,
+): number {
   const parts = (16 * warps) / rows;
   return parts > 1 ? 4 * parts * rows * (columns + 8) : 0;
 }
@@ -131,7 +134,8 @@ function queriesCuts(keyWidth: number, rows: number): readonly Cut[] {
   const warps = 4;
   if (rows <= 32) {
     const cut = { rows: rows <= 16 ? 16 : 32, warps, keys: 64 };
-    return [3, 2, 1].map((blocks) => ({ ...cut, blocks }));
+    const more = rows <= 16 && keyWidth <= 96 ? [5, 4] : [];
+    return [...more, 3, 2, 1].map((blocks) => ({ ...cut, blocks }));
   }
   if (rows > 64 && keyWidth <= 128) {
     return [2, 1].map((blocks) => ({ rows: 128, warps, keys: 32, blocks }));
@@ -156,7 +160,7 @@ export function flashKeysTile(
   if (!isBackwardShape(shape)) return undefined;
   const columns = columnsOf(shape);
   const rows = keys <= 16 ? 16 : keys <= 32 ? 32 : 64;
-  const cut: Cut = { rows, warps: 4, keys: rows > 32 ? 32 : 64, blocks: 2 };
+  const cut = { rows, warps: 4, keys: rows > 32 ? 32 : 64 };
   // With each row its LSE and dO . o.
   const stage = cut.keys * (columns.keys + columns.values + 4);
   const own = cut.rows * (columns.keys + (isLatent ? 0 : columns.values));
@@ -165,9 +169,16 @@ export function flashKeysTile(
     partBytes(cut, Math.max(columns.keys, columns.values)),
   );
   // The chosen leaders take more room than the tables.
-  if (needed + 4 * TABLE_BYTES > sharedBytes) return undefined;
-  return { ...cut, stages: STAGES, sharedBytes: needed };
+  const fits = (blocks: number) =>
+    blocks * (needed + 4 * TABLE_BYTES) <= sharedBytes;
+  if (!fits(1)) return undefined;
+  const blocks = rows === 16 && isNarrow(columns) && fits(3) ? 3 : 2;
+  return { ...cut, blocks, stages: STAGES, sharedBytes: needed };
 }
+
+/** Sums of so few columns leave registers for more blocks of few rows. */
+const isNarrow = (columns: { keys: number; values: number }) =>
+  columns.keys + columns.values <= 160;
 
 /** The fastest that registers allow, then smaller ones for little memory. */
 function forwardCuts(
@@ -180,6 +191,8 @@ function forwardCuts(
   const few = { rows: rows <= 16 ? 16 : rows <= 32 ? 32 : 64, warps: 4 };
   const half = { rows: few.rows, warps: Math.min(4, few.rows / 8), keys: 32 };
   const most = { rows: 128, warps: 4, blocks: 2 };
+  const columns = { keys: keyWidth, values: valueWidth };
+  const isFewest = few.rows === 16 && !isWide;
   return [
     // Two tiles of rows a warp read each key half as often.
     ...(rows > 64 && !isWide ? [64, 32] : []).map((keys) => ({
@@ -187,10 +200,13 @@ function forwardCuts(
       keys,
     })),
     // In decoding memory is all there is to wait for: two tiles on their way.
-    ...(few.rows === 16 && !isWide && !isSelected
+    ...(isFewest && !isSelected
       ? [{ ...few, keys: 64, blocks: 2, stages: 3 }]
       : []),
-    ...(isWide ? [1] : [3, 2]).map((blocks) => ({ ...few, keys: 64, blocks })),
+    ...[
+      ...(isFewest && isNarrow(columns) ? [5, 4] : []),
+      ...(isWide ? [1] : [3, 2]),
+    ].map((blocks) => ({ ...few, keys: 64, blocks })),
     // A warp has 16 keys or more.
     { ...half, blocks: 1 },
   ];
