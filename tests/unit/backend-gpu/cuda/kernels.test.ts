@@ -77,6 +77,8 @@ const parts = [
   { ...narrow, ...nsa, UNIT: 4, SHARING: 4 },
 ];
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
+/** Lists as masks of a walk over all keys. */
+const masks = { VIEW: 'MASKED', BLOCK: 1 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   adamw: [{ T: 'f32', G: 'bf16', R: 'bf16', MOST: 64 }],
@@ -231,6 +233,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...narrow, ...hopper, STAGES: 3, UNIT: 4 },
       ...{ VIEW: 'COMPRESSED', BLOCK: 1 },
     },
+    { ...narrow, ...hopper, ...masks, STAGES: 3, UNIT: 4, SHARING: 4 },
+    { ...grouped, ...hopper, ...masks, UNIT: 16, SHARING: 1 },
+    { ...latent, ...hopper, ...masks, STAGES: 3, UNIT: 3, SHARING: 2 },
   ],
   'hopper-forward-blocks': [
     ...parts.map((form) => ({ ...form, KEEPS_KEYS: 1 })),
