@@ -531,6 +531,16 @@ const masked: Readonly<Record<string, Form>> = {
     count: 6,
     empty: true,
   },
+  'a query of 4 heads a list, keys of 112 + 16 columns, values apart': {
+    heads: 8,
+    groups: 2,
+    width: 112,
+    rope: 16,
+    value: 96,
+    counts: [{ queries: 203 }, { queries: 5 }, { queries: 130 }],
+    count: 8,
+    holes: true,
+  },
 };
 
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
@@ -737,6 +747,11 @@ const fewParts = { multiprocessors: 1, totalBytes: 64 * 1_700_000 };
 /** So few multiprocessors that some tiles of rows fill them. */
 const oneOfHopper = { capability: 90, multiprocessors: 1, totalBytes: 80e9 };
 
+const selected = [
+  'selectedAttention',
+  'selectedAttentionBackward',
+] as const satisfies readonly OperatorName[];
+
 const reason = whyNoEmulator();
 
 describe.skipIf(reason)(
@@ -864,18 +879,12 @@ describe.skipIf(reason)(
     );
 
     test.for([
-      ...Object.keys(masked).flatMap((name) =>
-        (['selectedAttention'] as const).map(
-          (operator) => [operator, 'bf16', name] as const,
-        ),
+      ...selected.flatMap((operator) =>
+        Object.keys(masked).map((name) => [operator, 'bf16', name] as const),
       ),
-      ...(['selectedAttention'] as const).map(
+      ...selected.map(
         (operator) =>
-          [
-            operator,
-            'f16',
-            'a list a query, some of none, blocks of 32 keys',
-          ] as const,
+          [operator, 'f16', Object.keys(masked)[0] as string] as const,
       ),
     ])(
       'masks of lists: %s in %s: %s',
@@ -888,13 +897,14 @@ describe.skipIf(reason)(
     );
 
     test.for([
-      [{ ...fewParts, capability: 80 }, 'selectedAttention', 'o', sparse],
-      [{ ...fewParts, capability: 90 }, 'selectedAttention', 'o', sparse],
-      [oneOfHopper, 'selectedAttention', 'o', masked],
+      ['selectedAttention', 'o', sparse, { ...fewParts, capability: 80 }],
+      ['selectedAttention', 'o', sparse, { ...fewParts, capability: 90 }],
+      ['selectedAttention', 'o', masked, oneOfHopper],
+      ['selectedAttentionBackward', 'dQ', masked, oneOfHopper],
     ] as const)(
-      'neighbours change no bit: %#, %s',
+      'lists of neighbours change no bit: %s, %s, %#',
       { timeout: 300_000 },
-      async ([facts, operator, result, forms]) => {
+      async ([operator, result, forms, facts]) => {
         const form = Object.values<Form>(forms)[0] as Form;
         const call = await callOf(operator, form, 'bf16', reference);
         const lists = call.inputs.indices as Values;
@@ -919,7 +929,11 @@ describe.skipIf(reason)(
       },
     );
 
-    test.for([['selectedAttention', 'o', Number.NaN]] as const)(
+    test.for([
+      ['selectedAttention', 'o', Number.NaN],
+      // Its gradient is a sum of such keys times 0.
+      ['selectedAttentionBackward', 'dQ', 1e30],
+    ] as const)(
       'masks of lists: what no list has changes no bit of %s',
       { timeout: 300_000 },
       async ([operator, result, rotary]) => {

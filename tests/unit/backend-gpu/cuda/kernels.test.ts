@@ -187,6 +187,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ UNIT: 1, LATENT, BULK: LATENT },
     })),
     { ...narrow, ...dense, UNIT: 4, BULK: 0 },
+    { ...narrow, ...masks, UNIT: 4, SHARING: 4, BULK: 1 },
+    { ...grouped, ...masks, UNIT: 16, SHARING: 1, BULK: 1 },
+    {
+      ...{ ...latent, ...masks, WIDTH: 64, ROPE: 32, VALUE: 64 },
+      ...{ UNIT: 2, SHARING: 2, BULK: 1 },
+    },
   ].map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },

@@ -48,6 +48,10 @@ function run(
         dQ: rows(queryRows, heads),
         dK: rows(keyRows, 4),
         dV: rows(keyRows, 4),
+        ...(rope && {
+          dQRope: rows(queryRows, heads, rope),
+          dKRope: rows(keyRows, 1, rope),
+        }),
       },
       attributes,
     );
@@ -137,6 +141,28 @@ describe('selected attention of 16 rows a list', () => {
         expect(run(batch(8, queries, 3000), preset).entries).toContain(
           'flashForward',
         );
+    });
+
+    it('goes backward over all keys behind masks', () => {
+      const given = { ...preset, backward: true };
+      const walk = ['listMasks', 'rowStatistics', 'hopperBackward', 'sumHeads'];
+      const { entries, launches } = run(batch(4, 8192), given);
+      expect(entries).toEqual(walk);
+      expect(launches[2]?.defines).toMatchObject({ SHARING: 4, UNIT: 4 });
+      // Two of 4 heads are 8 rows, three are 12: no lane has a list of those.
+      const two = { ...given, sharing: 2 };
+      expect(run(batch(4, 8192), two).entries).toEqual(walk);
+      for (const [counts, more] of [
+        [batch(4, 8192), { sharing: 3 }],
+        [batch(4, 8192), { sharing: 8 }],
+        [batch(4, 8192), { capability: 80 }],
+        [batch(1, 16_384), {}],
+        [batch(1, 100), {}],
+      ] as const) {
+        const { entries } = run(counts, { ...given, ...more });
+        expect(entries).toContain('flashBackwardQueries');
+        expect(entries).toContain('flashBackwardKeys');
+      }
     });
 
     it('goes by lists of more rows, and of blocks that no bits fit', () => {
