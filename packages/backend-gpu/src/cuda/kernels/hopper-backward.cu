@@ -88,6 +88,10 @@ struct Item {
   int before, after;
   /** Its unit's first tile of rows. */
   i64 rowTile;
+#if VIEW == MASKED
+  /** Of its unit's first list, for these keys. */
+  const unsigned char *masks;
+#endif
 
   /** False where no row of the range sees such a key. */
   __device__ bool open(const Call &u, const Plan &plan, int number) {
@@ -115,6 +119,9 @@ struct Item {
     // A sequence begins with a tile of its own.
     rowTile = (i64)keyHead * plan.rowTiles + sequence +
               (i64)s.queryStart * UNIT / N;
+#if VIEW == MASKED
+    masks = masksOf(u, s, 0, keyHead * UNIT) + tile;
+#endif
     return true;
   }
   /** The first query that sees a key, and the one behind the last. */
@@ -177,10 +184,10 @@ struct TileMasks {
     constexpr int LISTS = N / LIST_ROWS;
     int lane = threadIdx.x % 32;
     int leader = tile * LISTS + lane;
-    int count = (item.s.queryCount + SHARING - 1) / SHARING;
     byte = 0;
-    if (lane < LISTS && leader < count) {
-      byte = masksOf(u, item.s, leader, item.keyHead * UNIT)[item.tile];
+    if (lane < LISTS && leader * SHARING < item.s.queryCount) {
+      int step = u.lists * u.count * (int)sizeof(int);
+      byte = __ldg(item.masks + (i64)leader * step);
     }
   }
 
@@ -493,6 +500,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       wgmmaFence();
       multiplyTiles<KEY, ROWS, N>(p, own(0), queriesOf(number));
       wgmmaCommit();
+      masks.load(u, item, shared.rows[placeIn<STAGES>(number)]);
     };
     auto startValues = [&] {
       MatrixPlace placeO =
@@ -626,7 +634,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto seesTile = [&] {
       unsigned place = placeIn<STAGES>(number);
       await(&barriers.queries[place], parityIn<STAGES>(number));
-      masks.load(u, item, shared.rows[place]);
       int base = shared.rows[place] * N;
       return PARTS == 1 || (base < seen.someEnd && base + N > seen.someFirst);
     };
