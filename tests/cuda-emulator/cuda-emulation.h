@@ -294,6 +294,14 @@ inline void cpAsyncCommit() { asaCommitCopies(); }
 template <int PENDING> inline void cpAsyncWait() { asaWaitForCopies(PENDING); }
 
 // hopper-ptx.cuh: the same, in the same way.
+inline unsigned warpBits(unsigned bits) {
+  asaMeet("redux", 0xffffffff, false, &bits, [](void *const *all) {
+    unsigned some = 0;
+    for (int lane = 0; lane < 32; lane++) some |= *(unsigned *)all[lane];
+    for (int lane = 0; lane < 32; lane++) *(unsigned *)all[lane] = some;
+  });
+  return bits;
+}
 typedef unsigned long long MatrixPlace;
 typedef unsigned long long Mbarrier;
 inline void cpAsync4(void *shared, const void *global, bool valid) {

@@ -13,6 +13,7 @@ import {
   type Tensor,
 } from '@asa/core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { DeviceFacts } from '../../packages/backend-gpu/src/cuda/driver';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
   anyOperator,
@@ -431,6 +432,11 @@ const sparse: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Those of which most lists have the block before their own. */
+const nearSparse = Object.fromEntries(
+  Object.entries(sparse).filter(([, { near }]) => near),
+);
+
 /** The same in widths of every kind of copy, and of rows that are no queries. */
 const hopperSparse: Readonly<Record<string, Form>> = {
   ...sparse,
@@ -472,6 +478,91 @@ const hopperSparse: Readonly<Record<string, Form>> = {
     blockSize: 64,
     count: 2,
     tail: 2,
+  },
+};
+
+/** Few rows a list, and lists that see a large share of the past. */
+const masked: Readonly<Record<string, Form>> = {
+  'four queries of 4 heads a list, latent keys of 56 + 32 columns': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [
+      { queries: 195 },
+      { queries: 0 },
+      { queries: 66, keys: 331 },
+      { queries: 3 },
+    ],
+    sharing: 4,
+    count: 9,
+    holes: true,
+    tail: 1,
+  },
+  'a list a query, some of none, blocks of 32 keys': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [{ queries: 150 }, { queries: 37, keys: 555 }, { queries: 1 }],
+    blockSize: 32,
+    count: 6,
+    empty: true,
+  },
+  'two queries of 4 heads a list, blocks of 64 keys, odd widths': {
+    heads: 8,
+    groups: 2,
+    width: 72,
+    value: 88,
+    counts: [{ queries: 301 }, { queries: 33, keys: 160 }],
+    sharing: 2,
+    blockSize: 64,
+    count: 2,
+    tail: 2,
+  },
+  'eight queries of one head a list, a list for two key heads': {
+    heads: 4,
+    groups: 4,
+    lists: 2,
+    width: 64,
+    rope: 16,
+    value: 64,
+    counts: [{ queries: 259 }, { queries: 129, keys: 260 }],
+    sharing: 8,
+    count: 7,
+    holes: true,
+    empty: true,
+  },
+  'two queries of 3 heads a list, two lists a key head, blocks of 48 keys': {
+    heads: 12,
+    groups: 2,
+    lists: 4,
+    width: 96,
+    rope: 32,
+    counts: [{ queries: 131, keys: 300 }, { queries: 90 }],
+    sharing: 2,
+    blockSize: 48,
+    count: 3,
+    tail: 1,
+  },
+  'two queries of one head a list': {
+    heads: 2,
+    groups: 2,
+    width: 64,
+    counts: [{ queries: 300 }, { queries: 70 }],
+    sharing: 2,
+    count: 6,
+    empty: true,
+  },
+  'a query of 4 heads a list, keys of 112 + 16 columns, values apart': {
+    heads: 8,
+    groups: 2,
+    width: 112,
+    rope: 16,
+    value: 96,
+    counts: [{ queries: 203 }, { queries: 5 }, { queries: 130 }],
+    count: 8,
+    holes: true,
   },
 };
 
@@ -676,6 +767,13 @@ const hopperCases = (
 
 /** So little memory that parts of several chunks take the same. */
 const fewParts = { multiprocessors: 1, totalBytes: 64 * 1_700_000 };
+/** So few multiprocessors that some tiles of rows fill them. */
+const oneOfHopper = { capability: 90, multiprocessors: 1, totalBytes: 80e9 };
+
+const selected = [
+  'selectedAttention',
+  'selectedAttentionBackward',
+] as const satisfies readonly OperatorName[];
 
 const reason = whyNoEmulator();
 
@@ -803,50 +901,122 @@ describe.skipIf(reason)(
       },
     );
 
-    test.for(
-      [80, 90].flatMap((capability) =>
-        Object.keys(sparse)
-          .filter((name) => name.startsWith('a list a query'))
-          .map((name) => [capability, name] as const),
+    test.for([
+      ...selected.flatMap((operator) =>
+        Object.keys(masked).map((name) => [operator, 'bf16', name] as const),
       ),
-    )(
-      'lists by their blocks, capability %d, %s: neighbours change no bit',
-      async ([capability, name]) => {
-        const small = await openEmulated({ ...fewParts, capability });
-        const scope = new Scope(small);
-        const form = sparse[name] as Form;
-        const { inputs, attributes } = await callOf(
-          ...(['selectedAttention', form, 'bf16', reference] as const),
-        );
-        const lists = inputs.indices as Values;
-        const row = (form.count ?? 0) * form.groups;
-        const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
-          Math.floor(i / row) % 3 === 0 ? block : -1,
-        );
-        const results = await Promise.all(
-          [lists.data as Int32Array, others].map((data) => {
-            const indices = { ...lists, data };
-            const tensors = uploadAll(scope, { ...inputs, indices });
-            const { o } = scope.run(
-              anyOperator('selectedAttention'),
-              tensors,
-              attributes,
-            );
-            return scope.read(o as Tensor);
-          }),
-        );
-        const width = form.heads * (form.value ?? 0);
-        const [all, few] = results.map((o) =>
-          Array.from(o as Float32Array).filter(
-            (_, i) => Math.floor(i / width) % 3 === 0,
-          ),
-        );
-        expect(all?.some((x) => x !== 0)).toBe(true);
-        expect(few).toEqual(all);
-        scope.free();
+      ...selected.map(
+        (operator) =>
+          [operator, 'f16', Object.keys(masked)[0] as string] as const,
+      ),
+    ])(
+      'masks of lists: %s in %s: %s',
+      { timeout: 300_000 },
+      async ([operator, dtype, name]) => {
+        const small = await openEmulated(oneOfHopper);
+        await expectAgreement(small, operator, masked[name] as Form, dtype);
         await small.destroy();
       },
     );
+
+    test.for([
+      ['selectedAttention', 'o', sparse, { ...fewParts, capability: 80 }],
+      ['selectedAttention', 'o', sparse, { ...fewParts, capability: 90 }],
+      ['selectedAttention', 'o', nearSparse, { ...fewParts, capability: 90 }],
+      ['selectedAttention', 'o', masked, oneOfHopper],
+      ['selectedAttentionBackward', 'dQ', masked, oneOfHopper],
+    ] as const)(
+      'lists of neighbours change no bit: %s, %s, %#',
+      { timeout: 300_000 },
+      async ([operator, result, forms, facts]) => {
+        const form = Object.values<Form>(forms)[0] as Form;
+        const call = await callOf(operator, form, 'bf16', reference);
+        const lists = call.inputs.indices as Values;
+        const row = (form.count ?? 0) * form.groups;
+        const isKept = (leader: number) => leader % 3 === 0;
+        const others = Int32Array.from(lists.data as Int32Array, (block, i) =>
+          isKept(Math.floor(i / row)) ? block : -1,
+        );
+        const results = await resultsOf(facts, operator, result, call, [
+          {},
+          { indices: { ...lists, data: others } },
+        ]);
+        const leaders = leadersOf(call, form);
+        const [all, few] = results.map((x) => {
+          const width = x.length / leaders.length;
+          return x.filter((_, i) =>
+            isKept(leaders[Math.floor(i / width)] ?? 1),
+          );
+        });
+        expect(all?.some((x) => x !== 0)).toBe(true);
+        expect(few).toEqual(all);
+      },
+    );
+
+    test.for([
+      ['selectedAttention', 'o', Number.NaN],
+      // Its gradient is a sum of such keys times 0.
+      ['selectedAttentionBackward', 'dQ', 1e30],
+    ] as const)(
+      'masks of lists: what no list has changes no bit of %s',
+      { timeout: 300_000 },
+      async ([operator, result, rotary]) => {
+        const form = Object.values(masked)[0] as Form;
+        const call = await callOf(operator, form, 'bf16', reference);
+        const { k, kRope, indices } = call.inputs as Record<string, Values>;
+        if (!k || !kRope || !indices) throw new Error('a rotary form');
+        // Keys 16 .. 31 of the first sequence.
+        const hidden = (of: Values, x: number) => ({
+          ...of,
+          data: Float64Array.from(of.data, (was, i) => {
+            const row = Math.floor((i * (of.shape[0] ?? 1)) / of.data.length);
+            return row >= 16 && row < 32 ? x : was;
+          }),
+        });
+        const large = hidden(k, 1e30);
+        const lists = {
+          ...indices,
+          data: Int32Array.from(indices.data, (b) => (b === 1 ? -1 : b)),
+        };
+        const [plain, huge] = await resultsOf(
+          oneOfHopper,
+          operator,
+          result,
+          call,
+          [
+            { indices: lists },
+            {
+              indices: lists,
+              ...{ k: large, v: large, kRope: hidden(kRope, rotary) },
+            },
+          ],
+        );
+        expect(plain?.some((x) => x !== 0)).toBe(true);
+        expect(huge).toEqual(plain);
+      },
+    );
+
+    /** A result of a call with some of its inputs changed. */
+    async function resultsOf(
+      facts: Partial<DeviceFacts>,
+      operator: OperatorName,
+      result: string,
+      { inputs, attributes }: Awaited<ReturnType<typeof callOf>>,
+      changes: readonly ValuesByName[],
+    ): Promise<number[][]> {
+      const card = await openEmulated(facts);
+      const scope = new Scope(card);
+      const results = await Promise.all(
+        changes.map(async (changed) => {
+          const tensors = uploadAll(scope, { ...inputs, ...changed });
+          const made = scope.run(anyOperator(operator), tensors, attributes);
+          return Array.from(await scope.read(made[result] as Tensor));
+        }),
+      );
+      scope.free();
+      await card.destroy();
+      return results;
+    }
 
     async function expectAgreement(
       backend: Backend,
@@ -1012,6 +1182,25 @@ async function callOf(
     };
     return { inputs: all, attributes };
   }
+}
+
+/** Of each row of the query axis its row of the leader axis. */
+function leadersOf(
+  { inputs, attributes }: Awaited<ReturnType<typeof callOf>>,
+  { sharing = 1 }: Form,
+): number[] {
+  const { sequences } = attributes as { sequences: Sequences };
+  const leaders = new Array<number>(inputs.q?.shape[0] ?? 0).fill(-1);
+  for (const s of sequences.list) {
+    const past = s.keyCount - s.queryCount;
+    for (let i = 0; i < s.queryCount; i++) {
+      leaders[s.queryStart + i] =
+        s.leaderStart +
+        Math.floor((past + i) / sharing) -
+        Math.floor(past / sharing);
+    }
+  }
+  return leaders;
 }
 
 /** Each leader's own block and some before it, ascending, then -1. */

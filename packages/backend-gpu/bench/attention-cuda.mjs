@@ -3,7 +3,7 @@
  * packages, and prints a table: milliseconds, and TFLOP/s of matrix products
  * (two a multiplication and addition; only keys that are seen count).
  *
- *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa] [decode]
+ *   node packages/backend-gpu/bench/attention-cuda.mjs [nsa] [asa] [preset] [decode]
  *     --context 8192,16384,32768   tokens
  *     --depth 65536     keys of a decode step
  *     --batch 1,64      sequences of a decode step
@@ -15,6 +15,8 @@
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
  * 64, blocks of 16, 64 selected, lists of every query and of every 4th; then a
  * local layer of the same widths, every head with its keys, window 512.
+ * preset: the global layer of 340m-asa, four sequences, 16 heads, latent 56,
+ * rotary 32, lists of every 4th query.
  *
  * decode: one query a sequence in both shapes, the whole past in place of a
  * window too, and GB/s of the keys and values that have to be read, beside
@@ -49,6 +51,11 @@ const { dtype } = flags;
 const heads = 64;
 const groups = 4;
 const window = 512;
+/** ASA's global layers: sequences, heads, columns, and queries a list. */
+const globals = {
+  asa: { batch: 1, heads, width: 128, rope: 64, sharings: [1, 4] },
+  preset: { batch: 4, heads: 16, width: 56, rope: 32, sharings: [4] },
+};
 const backend = await openCuda();
 const seed = seedOf(1_000_003);
 
@@ -143,13 +150,13 @@ function pairs(tokens, seenBy) {
 }
 
 /** Times one layer's operators; `total` gets what the layer needs. */
-function layer(name, tokens) {
+function layer(name, tokens, { heads, batch } = globals.asa) {
   const total = { forward: 0, backward: 0 };
   const run = async (label, operator, inputs, attributes, seen, counts) => {
     const scope = new Scope(backend);
     const widths =
       inputs.q.shape[2] + (inputs.qRope?.shape[2] ?? 0) + inputs.v.shape[2];
-    const operations = 2 * pairs(tokens, seen) * heads * widths;
+    const operations = 2 * batch * pairs(tokens, seen) * heads * widths;
     const results = scope.run(operators[operator], inputs, attributes);
     const all = {
       ...inputs,
@@ -188,7 +195,8 @@ function layer(name, tokens) {
     }
     const ms = await time('selectBlocks', inputs, attributes);
     const leaders = 1 / attributes.sharing;
-    const operations = 2 * leaders * pairs(tokens, seen) * heads * width;
+    const scores = batch * leaders * pairs(tokens, seen) * heads;
+    const operations = 2 * scores * width;
     report(name, tokens, 'selectBlocks', ms, operations);
     total.forward += ms;
   };
@@ -251,23 +259,28 @@ async function nsa(tokens) {
   for (const x of [compressed, selected, sequences, scope]) x.free();
 }
 
-async function asa(tokens) {
-  for (const sharing of [1, 4]) {
+async function asa(tokens, own = 'asa') {
+  const { batch, heads, width, rope, sharings } = globals[own];
+  for (const sharing of sharings) {
     const scope = new Scope(backend);
     const [block, count] = [16, 64];
     const blocking = { length: block, stride: block, sharing };
-    const sequences = Sequences.uniform(1, tokens, tokens, blocking);
-    const q = filled(scope, tokens, heads, 128);
-    const qRope = filled(scope, tokens, heads, 64);
-    const k = filled(scope, tokens, groups, 128);
-    const kRope = filled(scope, tokens, 1, 64);
+    const sequences = Sequences.uniform(batch, tokens, tokens, blocking);
+    const all = batch * tokens;
+    const q = filled(scope, all, heads, width);
+    const qRope = filled(scope, all, heads, rope);
+    const k = filled(scope, all, groups, width);
+    const kRope = filled(scope, all, 1, rope);
     const pool = { sequences, length: block, stride: block };
     const cut = (x) => scope.run(operators.compress, { x }, pool).y;
     const c = cut(k);
     const pooled = { q, k: c, v: c, qRope, kRope: cut(kRope) };
-    const scale = 1 / Math.sqrt(192);
-    const name = `asa, r = ${sharing}`;
-    const { run, ranking, finish } = layer(name, tokens);
+    const scale = 1 / Math.sqrt(width + rope);
+    const name = `${own}, r = ${sharing}`;
+    const { run, ranking, finish } = layer(name, tokens, {
+      heads,
+      batch,
+    });
     const compressed = await run(
       'compressed',
       'compressedAttention',
@@ -281,7 +294,7 @@ async function asa(tokens) {
       ...{ ...pool, scale, groups, blockSize: block, sharing },
       ...{ count, initial: 1, local: 2 },
     };
-    await ranking(ranked, attributes, 192, visible(block, block));
+    await ranking(ranked, attributes, width + rope, visible(block, block));
     const { indices } = scope.run(operators.selectBlocks, ranked, attributes);
     const selected = await run(
       'selected',
@@ -292,18 +305,24 @@ async function asa(tokens) {
       true,
     );
     finish();
+    for (const x of [compressed, selected]) x.free();
+    if (own === 'asa') await beside();
+    for (const x of [sequences, scope]) x.free();
+
     // The local layer between two of them: keys and values of every head.
-    const own = () => filled(scope, tokens, heads, 128);
-    const local = await run(
-      'local, window',
-      'attention',
-      { q, k: own(), v: own(), qRope, kRope },
-      { sequences, scale, window },
-      (t) => Math.min(t + 1, window),
-      true,
-    );
-    finish('with a local layer');
-    for (const x of [compressed, selected, local, sequences, scope]) x.free();
+    async function beside() {
+      const each = () => filled(scope, tokens, heads, 128);
+      const local = await run(
+        'local, window',
+        'attention',
+        { q, k: each(), v: each(), qRope, kRope },
+        { sequences, scale, window },
+        (t) => Math.min(t + 1, window),
+        true,
+      );
+      finish('with a local layer');
+      local.free();
+    }
   }
 }
 
@@ -403,7 +422,7 @@ async function decodeSteps() {
   await copyBandwidth();
 }
 
-const cases = { nsa, asa };
+const cases = { nsa, asa, preset: (tokens) => asa(tokens, 'preset') };
 const names = positionals.length > 0 ? positionals : ['nsa', 'asa', 'decode'];
 const layers = names.filter((name) => name in cases);
 console.log(`${backend.description}, ${dtype}`);

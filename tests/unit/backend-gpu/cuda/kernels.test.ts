@@ -77,6 +77,8 @@ const parts = [
   { ...narrow, ...nsa, UNIT: 4, SHARING: 4 },
 ];
 const asa = { VIEW: 'SELECTED', BLOCK: 16 };
+/** Lists as masks of a walk over all keys. */
+const masks = { VIEW: 'MASKED', BLOCK: 1 };
 /** What each file is compiled for here; one storage type unless it matters. */
 const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   adamw: [{ T: 'f32', G: 'bf16', R: 'bf16', MOST: 64 }],
@@ -188,6 +190,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ UNIT: 1, LATENT, BULK: LATENT },
     })),
     { ...narrow, ...dense, UNIT: 4, BULK: 0 },
+    { ...narrow, ...masks, UNIT: 4, SHARING: 4, BULK: 1 },
+    { ...grouped, ...masks, UNIT: 16, SHARING: 1, BULK: 1 },
+    {
+      ...{ ...latent, ...masks, WIDTH: 64, ROPE: 32, VALUE: 64 },
+      ...{ UNIT: 2, SHARING: 2, BULK: 1 },
+    },
   ].map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
@@ -234,6 +242,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...narrow, ...hopper, STAGES: 3, UNIT: 4 },
       ...{ VIEW: 'COMPRESSED', BLOCK: 1 },
     },
+    { ...narrow, ...hopper, ...masks, STAGES: 3, UNIT: 4, SHARING: 4 },
+    { ...grouped, ...hopper, ...masks, UNIT: 16, SHARING: 1 },
+    { ...latent, ...hopper, ...masks, STAGES: 3, UNIT: 3, SHARING: 2 },
   ],
   'hopper-forward-blocks': [
     ...parts,

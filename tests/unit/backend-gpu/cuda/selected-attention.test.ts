@@ -3,32 +3,56 @@ import { describe, expect, it } from 'vitest';
 import { selectedAttentionKernels } from '../../../../packages/backend-gpu/src/cuda/kernels/selected-attention';
 import { h100, nullContext, nullTensor as tensor } from './null-context';
 
-/** Launches and bytes of scratch memory of NSA's selected attention, in bf16. */
+/** Launches and bytes of scratch memory of selected attention, NSA's, in bf16. */
 function run(
   counts: readonly { queries: number; keys?: number }[],
-  { sharing = 1, backward = false, capability = 90 } = {},
+  {
+    sharing = 1,
+    backward = false,
+    capability = 90,
+    heads = 64,
+    width = 128,
+    rope = 0,
+    blockSize = 64,
+    count = 16,
+  } = {},
 ) {
   const { context, launches, scratchBytes } = nullContext({ capability });
   const blocking = { length: 32, stride: 16, sharing };
   const sequences = Sequences.packed(counts, blocking);
   const { queryRows, keyRows } = sequences;
-  const rows = (n: number, heads: number) => tensor([n, heads, 128], 'bf16');
+  const rows = (n: number, heads: number, columns = width) =>
+    tensor([n, heads, columns], 'bf16');
+  const k = rows(keyRows, 4);
   const inputs = {
-    q: rows(queryRows, 64),
-    k: rows(keyRows, 4),
-    v: rows(keyRows, 4),
-    indices: tensor([sequences.leaderRows(sharing), 4, 16], 'i32'),
+    q: rows(queryRows, heads),
+    k,
+    // Latent where keys have rotary columns.
+    v: rope ? k : rows(keyRows, 4),
+    ...(rope && {
+      qRope: rows(queryRows, heads, rope),
+      kRope: rows(keyRows, 1, rope),
+    }),
+    indices: tensor([sequences.leaderRows(sharing), 4, count], 'i32'),
   };
   const results = {
-    o: rows(queryRows, 64),
-    lse: tensor([queryRows, 64], 'f32'),
+    o: rows(queryRows, heads),
+    lse: tensor([queryRows, heads], 'f32'),
   };
-  const attributes = { sequences, scale: 1, blockSize: 64, sharing };
+  const attributes = { sequences, scale: 1, blockSize, sharing };
   const kernels = selectedAttentionKernels(context);
   if (backward) {
     kernels.selectedAttentionBackward(
-      { ...inputs, ...results, dO: rows(queryRows, 64) },
-      { dQ: rows(queryRows, 64), dK: rows(keyRows, 4), dV: rows(keyRows, 4) },
+      { ...inputs, ...results, dO: rows(queryRows, heads) },
+      {
+        dQ: rows(queryRows, heads),
+        dK: rows(keyRows, 4),
+        dV: rows(keyRows, 4),
+        ...(rope && {
+          dQRope: rows(queryRows, heads, rope),
+          dKRope: rows(keyRows, 1, rope),
+        }),
+      },
       attributes,
     );
   } else {
@@ -84,6 +108,70 @@ describe('selected attention of 16 rows a list', () => {
     expect(run([{ queries: 65_536 }], { sharing: 4 }).entries).toEqual([
       'flashForward',
     ]);
+  });
+
+  describe('of lists that see a large share of the past', () => {
+    const preset = {
+      ...{ heads: 16, width: 56, rope: 32, sharing: 4, blockSize: 16 },
+      count: 64,
+    };
+    const batch = (rows: number, queries: number, keys = queries) =>
+      Array.from({ length: rows }, () => ({ queries, keys }));
+    const walk = ['listMasks', 'hopperForward'];
+
+    it('goes over all keys behind masks', () => {
+      expect(run(batch(4, 8192), preset).entries).toEqual(walk);
+      expect(run(batch(8, 512), preset).entries).toEqual(walk);
+      // A prompt's later part, whose first leader has fewer queries.
+      expect(run(batch(4, 2047, 6001), preset).entries).toEqual(walk);
+    });
+
+    it('compiles in how many queries share a list, and a byte of a mask', () => {
+      const [, walk] = run(batch(4, 8192), preset).launches;
+      expect(walk?.defines).toMatchObject({ SHARING: 4, UNIT: 4, N: 128 });
+    });
+
+    it('goes by lists on other cards, of long pasts and in decoding', () => {
+      const lists = ['flashForward'];
+      const other = { ...preset, capability: 80 };
+      expect(run(batch(4, 8192), other).entries).toEqual(lists);
+      expect(run(batch(1, 16_384), preset).entries).toEqual(lists);
+      expect(run(batch(1, 2048, 16_384), preset).entries).toEqual(lists);
+      for (const queries of [1, 4, 64])
+        expect(run(batch(8, queries, 3000), preset).entries).toContain(
+          'flashForward',
+        );
+    });
+
+    it('goes backward over all keys behind masks', () => {
+      const given = { ...preset, backward: true };
+      const walk = ['listMasks', 'rowStatistics', 'hopperBackward', 'sumHeads'];
+      const { entries, launches } = run(batch(4, 8192), given);
+      expect(entries).toEqual(walk);
+      expect(launches[2]?.defines).toMatchObject({ SHARING: 4, UNIT: 4 });
+      // Two of 4 heads are 8 rows, three are 12: no lane has a list of those.
+      const two = { ...given, sharing: 2 };
+      expect(run(batch(4, 8192), two).entries).toEqual(walk);
+      for (const [counts, more] of [
+        [batch(4, 8192), { sharing: 3 }],
+        [batch(4, 8192), { sharing: 8 }],
+        [batch(4, 8192), { capability: 80 }],
+        [batch(1, 16_384), {}],
+        [batch(1, 100), {}],
+      ] as const) {
+        const { entries } = run(counts, { ...given, ...more });
+        expect(entries).toContain('flashBackwardQueries');
+        expect(entries).toContain('flashBackwardKeys');
+      }
+    });
+
+    it('goes by lists of more rows, and of blocks that no bits fit', () => {
+      const lists = ['flashForward'];
+      const more = { ...preset, sharing: 8 };
+      expect(run(batch(4, 8192), more).entries).toEqual(lists);
+      const small = { ...preset, blockSize: 8, count: 128 };
+      expect(run(batch(4, 8192), small).entries).toEqual(lists);
+    });
   });
 
   it('walks backward over as many leaders as the L2 cache has rows of', () => {

@@ -19,7 +19,12 @@ import {
 } from './attention-tile';
 import { extent, fillBits, type KernelContext, typed } from './context';
 import { flashForwardTile, flashLaunch, isLatent } from './flash';
-import { hopperForwardCut, hopperGrid, hopperLaunch } from './hopper';
+import {
+  type HopperCut,
+  hopperForwardCut,
+  hopperGrid,
+  hopperLaunch,
+} from './hopper';
 
 /** As in attention-parts.cu. */
 const MOST_PARTS = 512;
@@ -84,17 +89,29 @@ export function attend(
 function attendOnHopper(
   context: KernelContext,
   operands: AttentionOperands,
-  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  outputs: Pick<AttentionResults, 'o' | 'lse'>,
   view: View,
 ): boolean {
   const { facts } = context;
   const shape = shapeOf(operands);
-  const latent = isLatent(operands);
-  const cut = hopperForwardCut(shape, latent, view, facts);
+  const cut = hopperForwardCut(shape, isLatent(operands), view, facts);
   if (!cut) return false;
+  const { count } = hopperGrid(shape, view, cut.rows);
+  if (splitsOf(view, count, { ...cut, blocks: 1 }, facts) > 1) return false;
+  attendInTiles(context, operands, outputs, view, cut);
+  return true;
+}
+
+/** Tiles of rows of a unit, each over all that its rows see, on Hopper. */
+export function attendInTiles(
+  context: KernelContext,
+  operands: AttentionOperands,
+  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  view: View,
+  cut: HopperCut,
+): void {
+  const shape = shapeOf(operands);
   const grid = hopperGrid(shape, view, cut.rows);
-  if (splitsOf(view, grid.count, { ...cut, blocks: 1 }, facts) > 1)
-    return false;
   if (!coversQueries(view.sequences, o)) {
     // Rows of no sequence: output 0, LSE -inf.
     context.clear(o);
@@ -103,11 +120,10 @@ function attendOnHopper(
   context.run({
     file: 'hopper-forward',
     entry: 'hopperForward',
-    ...hopperLaunch(shape, view, latent, cut),
-    grid: [Math.min(grid.count, facts.multiprocessors)],
+    ...hopperLaunch(shape, view, isLatent(operands), cut),
+    grid: [Math.min(grid.count, context.facts.multiprocessors)],
     arguments: [...call(operands, view), o, lse, ...grid.arguments],
   });
-  return true;
 }
 
 function passOf(

@@ -103,7 +103,31 @@ extern "C" __global__ void invertLists(const int *indices,
 }
 
 /**
- * The same of leaders `firstLeader ..`, with their places: at which place of
+ * The blocks of a list as bits: bit s of `[L, lists, words]` says whether it has
+ * keys 16 s .. 16 s + 15; a block has `sixteens` of them. A thread a word.
+ */
+extern "C" __global__ void listMasks(const int *indices, unsigned *masks,
+                                     i64 lists, int count, int words,
+                                     int sixteens) {
+  i64 i = globalIndex();
+  if (i >= lists * words) return;
+  const int *own = indices + i / words * count;
+  int from = (int)(i % words) * 32;
+  unsigned mask = 0;
+#pragma unroll 8
+  for (int n = 0; n < count; n++) {
+    // Where the block's bits begin and end, in those of the word.
+    int first = own[n] * sixteens - from;
+    int end = first + sixteens;
+    if (own[n] < 0 || first >= 32 || end <= 0) continue;
+    unsigned bits = end >= 32 ? ~0u : (1u << end) - 1;
+    mask |= first > 0 ? bits & ~0u << first : bits;
+  }
+  masks[i] = mask;
+}
+
+/**
+ * The inverse of the lists of leaders `firstLeader ..`, with their places: at which place of
  * its list a leader has the block, counted from 1, 0 where it has not;
  * `[B, lists, blocks, leaders]`. A thread a place of a list.
  */

@@ -4,13 +4,16 @@
 //
 // VIEW says which keys a query sees: of attention the last `window` up to its
 // own position, of compressed attention the blocks that are whole, of selected
-// attention those of its leader's list.
+// attention those of its leader's list. MASKED is SELECTED as a walk over all
+// keys up to the query's own: in place of the lists are their masks, of
+// `listMasks`.
 #pragma once
 #include "tile.cuh"
 
 #define ATTENTION 0
 #define COMPRESSED 1
 #define SELECTED 2
+#define MASKED 3
 
 #ifndef ROWS
 #define ROWS (16 * WARPS)
@@ -31,7 +34,7 @@ typedef T Result;
 struct Call {
   const T *q, *k, *v, *qRope, *kRope;
   const Sequence *sequences;
-  // Selected attention: lists `[L, lists, count]`.
+  // Selected attention: lists `[L, lists, count]`, or words of their masks.
   const int *indices;
   // H, GK, and the heads that share keys and lists.
   int heads, keyHeads, unitHeads;

@@ -38,7 +38,7 @@ import {
 /** Which keys which rows see. */
 export interface View {
   /** As in `attention-tile.cuh`. */
-  readonly kind: 'ATTENTION' | 'COMPRESSED' | 'SELECTED';
+  readonly kind: 'ATTENTION' | 'COMPRESSED' | 'SELECTED' | 'MASKED';
   readonly sequences: Sequences;
   readonly scale: number;
   /** Heads that share keys and lists: a unit. */
@@ -58,7 +58,7 @@ export interface View {
   readonly window?: number;
   readonly length?: number;
   readonly stride?: number;
-  /** Lists of blocks, i32 `[L, lists, count]`. */
+  /** Lists of blocks, i32 `[L, lists, count]`, or words of their masks. */
   readonly indices?: Tensor;
   readonly blockSize?: number;
   readonly sharing?: number;

@@ -41,7 +41,7 @@ export function denseBackward(
   else attendBackward(context, inputs, outputs, view);
 }
 
-function backwardInOneWalk(
+export function backwardInOneWalk(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
   { dQ, dQRope, dK, dV, dKRope }: AttentionGradients,

@@ -89,6 +89,12 @@ __device__ inline void storePair(f32 *at, float x, float y) {
   *(float2 *)at = make_float2(x, y);
 }
 
+/** The largest of what four neighbouring lanes, which share a row, have. */
+__device__ inline float laneMost(float most) {
+  most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
+  return fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
+}
+
 /**
  * The largest element of a lane's row of accumulators, the first one or the one 8
  * further; four neighbouring lanes share it.
@@ -100,8 +106,7 @@ __device__ inline float rowMost(const float (&x)[COLUMNS][4], int half) {
   for (int n = 0; n < COLUMNS; n++) {
     most = fmaxf(most, fmaxf(x[n][2 * half], x[n][2 * half + 1]));
   }
-  most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
-  return fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
+  return laneMost(most);
 }
 
 /** Columns 16 k of accumulators as a first operand. */

@@ -88,6 +88,10 @@ struct Item {
   int before, after;
   /** Its unit's first tile of rows. */
   i64 rowTile;
+#if VIEW == MASKED
+  /** Of its unit's first list, for these keys. */
+  const unsigned char *masks;
+#endif
 
   /** False where no row of the range sees such a key. */
   __device__ bool open(const Call &u, const Plan &plan, int number) {
@@ -115,6 +119,9 @@ struct Item {
     // A sequence begins with a tile of its own.
     rowTile = (i64)keyHead * plan.rowTiles + sequence +
               (i64)s.queryStart * UNIT / N;
+#if VIEW == MASKED
+    masks = masksOf(u, s, 0, keyHead * UNIT) + tile;
+#endif
     return true;
   }
   /** The first query that sees a key, and the one behind the last. */
@@ -152,6 +159,75 @@ struct Item {
     count = max(seenEnd(u, key) * UNIT - from, 0);
   }
 };
+
+/** Which lists of a tile of rows have a warp's 16 keys: no lists. */
+struct NoMasks {
+  __device__ void load(const Call &, const Item &, int) {}
+  template <int COLUMNS>
+  __device__ void weigh(float (&p)[COLUMNS][4], const float2 (&lse)[COLUMNS],
+                        float scale, int) const {
+    weighColumns(p, lse, scale);
+  }
+};
+
+#if VIEW == MASKED
+/** Rows of a list: its leader's queries by the heads that share it. */
+#define LIST_ROWS (SHARING * UNIT)
+static_assert(LIST_ROWS >= 2 && 16 % LIST_ROWS == 0, "a lane a list at most");
+
+struct TileMasks {
+  /** Of the lane's list, for the item's keys: a bit a warp. */
+  unsigned byte;
+
+  /** On its way while scores are waited for. */
+  __device__ void load(const Call &u, const Item &item, int tile) {
+    constexpr int LISTS = N / LIST_ROWS;
+    int lane = threadIdx.x % 32;
+    int leader = tile * LISTS + lane;
+    byte = 0;
+    if (lane < LISTS && leader * SHARING < item.s.queryCount) {
+      int step = u.lists * u.count * (int)sizeof(int);
+      byte = __ldg(item.masks + (i64)leader * step);
+    }
+  }
+
+  /** As `weighColumns`; lists that have not the keys have weights of 0. */
+  template <int COLUMNS>
+  __device__ void weigh(float (&p)[COLUMNS][4], const float2 (&lse)[COLUMNS],
+                        float scale, int warp) const {
+    // Eight columns are of one list, or of several.
+    constexpr int EIGHTS = LIST_ROWS > 8 ? LIST_ROWS / 8 : 1;
+    constexpr int LISTS = LIST_ROWS < 8 ? 8 / LIST_ROWS : 1;
+    unsigned listed = __ballot_sync(0xffffffff, byte >> warp & 1);
+    unsigned own = LISTS > 1 ? listed >> laneColumn() / LIST_ROWS : listed;
+#pragma unroll
+    for (int first = 0; first < COLUMNS; first += EIGHTS) {
+      int list = 8 * first / LIST_ROWS;
+      if (listed >> list & ((1u << LISTS) - 1)) {
+        bool isListed = LISTS == 1 || own >> list & 1;
+#pragma unroll
+        for (int n = first; n < first + EIGHTS; n++) {
+          float log[2] = {lse[n].x * LOG2_E, lse[n].y * LOG2_E};
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            float weight = exp2Fast(p[n][e] * scale - log[e % 2]);
+            p[n][e] = isListed ? weight : 0;
+          }
+        }
+      } else {
+#pragma unroll
+        for (int n = first; n < first + EIGHTS; n++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) p[n][e] = 0;
+        }
+      }
+    }
+  }
+};
+typedef TileMasks Masks;
+#else
+typedef NoMasks Masks;
+#endif
 
 /** The next item that has work; one without tiles of rows where there is none. */
 __device__ inline void takeItem(const Call &u, const Plan &plan, Item &taken) {
@@ -411,6 +487,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // x: dP, then a part of dQ.
     float p[N / 8][4], x[N / 8][4];
     unsigned weights[N / 16][4];
+    Masks masks;
 
     // LSE or dO . o of the lane's rows: on their way while products are waited
     // for, else they come one by one.
@@ -423,6 +500,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       wgmmaFence();
       multiplyTiles<KEY, ROWS, N>(p, own(0), queriesOf(number));
       wgmmaCommit();
+      masks.load(u, item, shared.rows[placeIn<STAGES>(number)]);
     };
     auto startValues = [&] {
       MatrixPlace placeO =
@@ -440,7 +518,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto weigh = [&] {
       hold(p);
       int base = shared.rows[placeIn<STAGES>(number)] * N;
-      weighColumns(p, known, scale);
+      masks.weigh(p, known, scale, 4 * group + warp);
       // Rows that are none have q, dO and statistics of 0: they add 0.
       if (base >= seen.allFirst && base + N <= seen.allEnd) return;
       LaneRows seeing;

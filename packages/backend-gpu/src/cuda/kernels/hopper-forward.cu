@@ -101,6 +101,41 @@ __device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
   copies.announce<0>();
 }
 
+/** Which of a tile's keys the lists of a lane's two rows have: no lists. */
+struct NoMasks {
+  __device__ void set(const Call &, const DenseTile &, int) {}
+  __device__ void load(int) {}
+};
+
+#if VIEW == MASKED
+static_assert(N == 128, "a byte of a mask");
+
+struct LaneMasks {
+  const unsigned char *lists[2];
+  unsigned bits[2];
+
+  __device__ void set(const Call &u, const DenseTile &tile, int row) {
+    int past = tile.past();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      // Rows that are none have the last query's list.
+      int query = (tile.row0 + row + 8 * half) / UNIT;
+      int t = past + min(query, tile.s.queryCount - 1);
+      int leader = t / SHARING - past / SHARING;
+      lists[half] = masksOf(u, tile.s, leader, tile.head0);
+    }
+  }
+  /** On their way while scores are waited for. */
+  __device__ void load(int base) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) bits[half] = lists[half][base / N];
+  }
+};
+typedef LaneMasks Masks;
+#else
+typedef NoMasks Masks;
+#endif
+
 /** A lane's rows of a softmax that goes on. */
 struct Softmax {
   float most[2], total[2], fade[2];
@@ -110,7 +145,8 @@ struct Softmax {
    * the warp has moved, and `fade` corrects the sums.
    */
   template <int COLUMNS>
-  __device__ bool weigh(float (&scores)[COLUMNS][4], float scale) {
+  __device__ bool weigh(float (&scores)[COLUMNS][4], float scale,
+                        const NoMasks &) {
     bool fades = false;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -135,6 +171,62 @@ struct Softmax {
     }
     return __any_sync(0xffffffff, fades);
   }
+
+#if VIEW == MASKED
+  /**
+   * The same of keys in the rows' lists; the others' weights are 0. Of 16 keys
+   * that no row of the warp has, nothing is computed: mostly all have one list.
+   */
+  template <int COLUMNS>
+  __device__ bool weigh(float (&scores)[COLUMNS][4], float scale,
+                        const LaneMasks &masks) {
+    unsigned some = warpBits(masks.bits[0] | masks.bits[1]);
+    float tops[2] = {-INFINITE, -INFINITE};
+#pragma unroll
+    for (int k = 0; k < COLUMNS / 2; k++) {
+      if (!(some >> k & 1)) continue;
+#pragma unroll
+      for (int e = 0; e < 8; e++) {
+        int half = e / 2 % 2;
+        float &score = scores[2 * k + e / 4][e % 4];
+        if (!(masks.bits[half] >> k & 1)) score = -INFINITE;
+        tops[half] = fmaxf(tops[half], score);
+      }
+    }
+    bool fades = false;
+    float references[2], sums[2] = {0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = laneMost(tops[half]) * scale;
+      bool rises = top > most[half] + LAG;
+      fades = fades || rises;
+      fade[half] = rises ? exp2Fast(most[half] - top) : 1;
+      if (rises) most[half] = top;
+      references[half] = most[half] == -INFINITE ? 0 : most[half];
+    }
+#pragma unroll
+    for (int k = 0; k < COLUMNS / 2; k++) {
+      bool isSeen = some >> k & 1;
+      if (isSeen) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+          int half = e / 2 % 2;
+          float &p = scores[2 * k + e / 4][e % 4];
+          p = exp2Fast(p * scale - references[half]);
+          sums[half] += p;
+        }
+      } else {
+#pragma unroll
+        for (int e = 0; e < 8; e++) scores[2 * k + e / 4][e % 4] = 0;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      total[half] = total[half] * fade[half] + sums[half];
+    }
+    return __any_sync(0xffffffff, fades);
+  }
+#endif
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -182,6 +274,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     rows.set(u, tile, row);
     Whole whole;
     whole.set(u, tile, 64 * group);
+    Masks masks;
+    masks.set(u, tile, row);
     Softmax softmax = {{-INFINITE, -INFINITE}, {0, 0}, {1, 1}};
     // Sums of columns behind the values are of no use.
     float sums[VALUES / 8][4];
@@ -207,6 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         arriveWarp(LATENT ? &barriers.keysFree[at.stage]
                           : &barriers.valuesFree[at.stage]);
       };
+      masks.load(tile.first);
       await(&barriers.keys[turn.stage], turn.parity);
       wgmmaFence();
       startScores();
@@ -214,11 +309,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       hold(scores);
       if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
       if (!whole.has(tile.first)) rows.hide(scores, -INFINITE, tile.first);
-      softmax.weigh(scores, scale);
+      softmax.weigh(scores, scale, masks);
       operandsOf(weights, scores);
       Turn before = turn;
       turn.next();
       for (int base = tile.first + N; base < tile.end; base += N) {
+        masks.load(base);
         await(&barriers.keys[turn.stage], turn.parity);
         meetAt(FIRST_TURN + group, 2 * GROUP);
         hold(weights);
@@ -231,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         hold(scores);
         if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
         if (!whole.has(base)) rows.hide(scores, -INFINITE, base);
-        bool fades = softmax.weigh(scores, scale);
+        bool fades = softmax.weigh(scores, scale, masks);
         // In branches: else the compiler waits first, and weighs behind it.
         if (fades) {
           wgmmaWait<0>();

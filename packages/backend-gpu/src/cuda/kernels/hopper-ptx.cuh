@@ -59,6 +59,11 @@ __device__ inline void cpAsync4(void *shared, const void *global, bool valid) {
                : "memory");
 }
 
+/** redux.sync (9.7.14.10): the bits that any lane of the warp has. */
+__device__ inline unsigned warpBits(unsigned bits) {
+  return __reduce_or_sync(0xffffffff, bits);
+}
+
 /** setmaxnreg (9.7.19.5): of all warps of a warpgroup. */
 template <int COUNT> __device__ inline void takeRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(COUNT));

@@ -421,6 +421,17 @@ __device__ inline void weighColumns(float (&p)[COLUMNS][4],
   }
 }
 
+#if VIEW == MASKED
+/**
+ * The masks of a leader's list: bit i of byte n says whether it has keys 16 i ..
+ * of tile n of 128.
+ */
+__device__ inline const unsigned char *masksOf(const Call &u, const Sequence &s,
+                                               int leader, int head0) {
+  return (const unsigned char *)listOf(u, s, leader, head0);
+}
+#endif
+
 /** Rows that any of a warpgroup's 64 keys sees, and that all see. */
 struct SeenRows {
   int someFirst, someEnd, allFirst, allEnd;

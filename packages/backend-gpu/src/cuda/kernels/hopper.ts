@@ -72,6 +72,8 @@ const LONG_WALK = 2048;
 
 /** Keys at a time, the best first. */
 function keysOf({ kind, window = 0, unitHeads }: View): readonly number[] {
+  // A byte of a mask.
+  if (kind === 'MASKED') return [128];
   const span = window + Math.ceil(ROWS / unitHeads) - 1;
   if (kind !== 'ATTENTION' || span > LONG_WALK) return [128, 96];
   // What a window's walk takes of the tensor cores; a tile has its own costs.
@@ -338,7 +340,7 @@ function backwardCut(
 ): HopperCut | undefined {
   const { width, ropeWidth, valueWidth } = shape;
   const fits = isHopperKey(shape, facts) && isHopperValue(valueWidth);
-  if (!fits || kind === 'SELECTED') return undefined;
+  if (!fits || kind === 'SELECTED' || kind === 'MASKED') return undefined;
   const most = Math.floor((registers - sums / 2) / 1.25 / 16) * 16;
   const keys = Math.min(128, most);
   const keyColumns = wholeChunks(width + ropeWidth);
@@ -428,7 +430,7 @@ export function hopperImportanceCut(
 
 export function hopperLaunch(
   { width, ropeWidth, valueWidth, dtype }: AttentionShape,
-  { kind, unitHeads }: Pick<View, 'kind' | 'unitHeads'>,
+  { kind, unitHeads, sharing }: Pick<View, 'kind' | 'unitHeads' | 'sharing'>,
   latent: boolean,
   { rows, keys, stages, sharedBytes }: HopperCut,
 ): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
@@ -446,6 +448,7 @@ export function hopperLaunch(
       LATENT: latent ? 1 : 0,
       BLOCK: 1,
       UNIT: unitHeads,
+      ...(kind === 'MASKED' && sharing && { SHARING: sharing }),
     },
     threads: [32 * warpsOf(rows)],
     sharedBytes,

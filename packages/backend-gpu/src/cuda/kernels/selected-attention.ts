@@ -9,6 +9,7 @@ import { extent, type KernelContext, type Kernels } from './context';
 import { attendByBlocks, forwardBlocksTile } from './forward-by-blocks';
 import { attendByUnion, unionTile } from './forward-by-union';
 import type { SelectedView } from './gradient-parts';
+import { attendMasked, maskedForward } from './masked-attention';
 import { selectedBackward } from './selected-backward';
 
 export const selectedAttentionKernels = (
@@ -18,8 +19,11 @@ export const selectedAttentionKernels = (
     const view = viewOf(inputs, attributes);
     const blocks = forwardBlocksTile(inputs, view, context.facts);
     const union = blocks ? undefined : unionTile(inputs, view, context.facts);
+    const masked =
+      blocks || union ? undefined : maskedForward(inputs, view, context.facts);
     if (blocks) attendByBlocks(context, inputs, outputs, view, blocks);
     else if (union) attendByUnion(context, inputs, outputs, view, union);
+    else if (masked) attendMasked(context, inputs, outputs, masked);
     else attend(context, inputs, outputs, view);
   },
   selectedAttentionBackward: (inputs, outputs, attributes) =>
