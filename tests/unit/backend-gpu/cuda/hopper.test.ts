@@ -161,6 +161,19 @@ describe("cuts of Hopper's kernels", () => {
     }
     expect(hopperImportanceCut(usual, { headTiles: 2 }, facts)).toBeUndefined();
   });
+
+  it('have a byte of a mask at a time, and no passes for masks', () => {
+    const masked = view({ kind: 'MASKED', sharing: 1 });
+    for (const [of, isLatent] of [
+      [shape(128, 0, 128), false],
+      [shape(56, 32, 56), true],
+      [shape(128, 64, 128), true],
+    ] as const) {
+      const [forward, ...passes] = cuts(of, isLatent, masked);
+      expect(forward?.keys).toBe(128);
+      expect(passes.slice(0, 2)).toEqual([undefined, undefined]);
+    }
+  });
 });
 
 describe('the plan of one walk for all gradients', () => {
