@@ -120,21 +120,22 @@ describe('selected attention of 16 rows a list', () => {
     const walk = ['listMasks', 'hopperForward'];
 
     it('goes over all keys behind masks', () => {
-      expect(run(batch(4, 8192), preset).entries).toEqual(walk);
+      expect(run(batch(8, 4096), preset).entries).toEqual(walk);
       expect(run(batch(8, 512), preset).entries).toEqual(walk);
       // A prompt's later part, whose first leader has fewer queries.
-      expect(run(batch(4, 2047, 6001), preset).entries).toEqual(walk);
+      expect(run(batch(4, 2047, 4001), preset).entries).toEqual(walk);
     });
 
     it('compiles in how many queries share a list, and a byte of a mask', () => {
-      const [, walk] = run(batch(4, 8192), preset).launches;
+      const [, walk] = run(batch(8, 4096), preset).launches;
       expect(walk?.defines).toMatchObject({ SHARING: 4, UNIT: 4, N: 128 });
     });
 
     it('goes by lists on other cards, of long pasts and in decoding', () => {
       const lists = ['flashForward'];
       const other = { ...preset, capability: 80 };
-      expect(run(batch(4, 8192), other).entries).toEqual(lists);
+      expect(run(batch(8, 4096), other).entries).toEqual(lists);
+      expect(run(batch(4, 8192), preset).entries).toEqual(lists);
       expect(run(batch(1, 16_384), preset).entries).toEqual(lists);
       expect(run(batch(1, 2048, 16_384), preset).entries).toEqual(lists);
       for (const queries of [1, 4, 64])
@@ -146,17 +147,17 @@ describe('selected attention of 16 rows a list', () => {
     it('goes backward over all keys behind masks', () => {
       const given = { ...preset, backward: true };
       const walk = ['listMasks', 'rowStatistics', 'hopperBackward', 'sumHeads'];
-      const { entries, launches } = run(batch(4, 8192), given);
+      const { entries, launches } = run(batch(8, 4096), given);
       expect(entries).toEqual(walk);
       expect(launches[2]?.defines).toMatchObject({ SHARING: 4, UNIT: 4 });
       // Two of 4 heads are 8 rows, three are 12: no lane has a list of those.
       const two = { ...given, sharing: 2 };
-      expect(run(batch(4, 8192), two).entries).toEqual(walk);
+      expect(run(batch(8, 4096), two).entries).toEqual(walk);
       for (const [counts, more] of [
-        [batch(4, 8192), { sharing: 3 }],
-        [batch(4, 8192), { sharing: 8 }],
-        [batch(4, 8192), { capability: 80 }],
-        [batch(1, 16_384), {}],
+        [batch(8, 4096), { sharing: 3 }],
+        [batch(8, 4096), { sharing: 8 }],
+        [batch(8, 4096), { capability: 80 }],
+        [batch(4, 8192), {}],
         [batch(1, 100), {}],
       ] as const) {
         const { entries } = run(counts, { ...given, ...more });
@@ -167,10 +168,26 @@ describe('selected attention of 16 rows a list', () => {
 
     it('goes by lists of more rows, and of blocks that no bits fit', () => {
       const lists = ['flashForward'];
-      const more = { ...preset, sharing: 8 };
-      expect(run(batch(4, 8192), more).entries).toEqual(lists);
+      const more = { ...preset, sharing: 16 };
+      expect(run(batch(8, 4096), more).entries).toEqual(lists);
       const small = { ...preset, blockSize: 8, count: 128 };
-      expect(run(batch(4, 8192), small).entries).toEqual(lists);
+      expect(run(batch(8, 4096), small).entries).toEqual(lists);
+    });
+
+    it('goes over more keys where tiles of lists are slower', () => {
+      const wide = { ...preset, heads: 64, width: 128, rope: 64, sharing: 1 };
+      expect(run(batch(1, 8192), wide).entries).toEqual(walk);
+      expect(run(batch(1, 16_384), wide).entries).toEqual(['flashForward']);
+      // Of 8 and of 4 rows: tiles of lists have 16.
+      for (const sharing of [2, 1])
+        expect(run(batch(4, 8192), { ...preset, sharing }).entries).toEqual(
+          walk,
+        );
+      const taller = { ...preset, heads: 32, width: 64, rope: 64 };
+      expect(run(batch(8, 4096), taller).entries).toEqual(walk);
+      expect(run(batch(4, 8192), taller).entries).toEqual(['flashForward']);
+      const given = { ...taller, backward: true };
+      expect(run(batch(8, 4096), given).entries).not.toContain('listMasks');
     });
   });
 

@@ -47,6 +47,8 @@ const DENSE_SHARES = {
   ],
   backward: [{ rows: 16, columns: 256, share: 4 }],
 };
+/** A list's tile has so many rows, though the list may have fewer. */
+const LEAST_ROWS = 16;
 /** Tiles of rows a multiprocessor: fewer would leave some idle. */
 const LEAST_TILES = 2;
 /** Keys of a bit of a mask, and of a word. */
@@ -60,18 +62,12 @@ export interface MaskedWalk<Cut> {
 }
 
 /** None where lists are walked over. */
-export function maskedForward(
+export const maskedForward = (
   operands: AttentionOperands,
   view: SelectedView,
   facts: DeviceFacts,
-): MaskedWalk<HopperCut> | undefined {
-  const shape = shapeOf(operands);
-  if (!isForMasks(shape, view, DENSE_SHARES.forward)) return undefined;
-  const dense = denseOf(view);
-  const cut = hopperForwardCut(shape, isLatent(operands), dense, facts);
-  if (!cut || !fillsCard(operands, dense, cut, facts)) return undefined;
-  return { view: dense, cut };
-}
+): MaskedWalk<HopperCut> | undefined =>
+  walkOf(operands, view, facts, DENSE_SHARES.forward, hopperForwardCut);
 
 /** None where lists, or those that chose a block, are walked over. */
 export function maskedBackward(
@@ -79,17 +75,16 @@ export function maskedBackward(
   view: SelectedView,
   facts: DeviceFacts,
 ): MaskedWalk<WalkCut> | undefined {
-  const shape = shapeOf(operands);
-  if (!isForMasks(shape, view, DENSE_SHARES.backward)) return undefined;
-  const dense = denseOf(view);
   const { unitHeads, sharing } = view;
+  const { heads, keyHeads } = shapeOf(operands);
   // A walk has all heads of its keys, and a warp's columns are of whole lists.
-  const isOwn = unitHeads === shape.heads / shape.keyHeads;
+  const isOwn = unitHeads === heads / keyHeads;
   const isEven = [2, 4, 8, 16].includes(sharing * unitHeads);
   if (!isOwn || !isEven) return undefined;
-  const cut = hopperBackwardCut(shape, isLatent(operands), dense, facts);
-  if (!cut || !fillsCard(operands, dense, cut, facts)) return undefined;
-  return { view: dense, cut };
+  return walkOf(
+    ...([operands, view, facts, DENSE_SHARES.backward] as const),
+    hopperBackwardCut,
+  );
 }
 
 export function attendMasked(
@@ -98,10 +93,9 @@ export function attendMasked(
   outputs: Pick<AttentionResults, 'o' | 'lse'>,
   { view, cut }: MaskedWalk<HopperCut>,
 ): void {
-  const masks = listMasks(context, view);
-  const masked = { ...view, indices: masks };
-  attendInTiles(context, operands, outputs, masked, cut);
-  masks.free();
+  withMasks(context, view, (masked) =>
+    attendInTiles(context, operands, outputs, masked, cut),
+  );
 }
 
 export function backwardMasked(
@@ -110,10 +104,29 @@ export function backwardMasked(
   outputs: AttentionGradients,
   { view, cut }: MaskedWalk<WalkCut>,
 ): void {
-  const masks = listMasks(context, view);
-  const masked = { ...view, indices: masks };
-  backwardInOneWalk(context, inputs, outputs, masked, cut);
-  masks.free();
+  withMasks(context, view, (masked) =>
+    backwardInOneWalk(context, inputs, outputs, masked, cut),
+  );
+}
+
+function walkOf<Cut extends HopperCut>(
+  operands: AttentionOperands,
+  view: SelectedView,
+  facts: DeviceFacts,
+  shares: (typeof DENSE_SHARES)['forward'],
+  cutOf: (
+    shape: AttentionShape,
+    isLatent: boolean,
+    view: View,
+    facts: DeviceFacts,
+  ) => Cut | undefined,
+): MaskedWalk<Cut> | undefined {
+  const shape = shapeOf(operands);
+  if (!isForMasks(shape, view, shares)) return undefined;
+  const dense = denseOf(view);
+  const cut = cutOf(shape, isLatent(operands), dense, facts);
+  if (!cut || !fillsCard(operands, dense, cut, facts)) return undefined;
+  return { view: dense, cut };
 }
 
 function isForMasks(
@@ -123,11 +136,13 @@ function isForMasks(
 ): boolean {
   const { sharing, unitHeads, blockSize } = view;
   const { keys } = columnsOf(shape);
+  const own = sharing * unitHeads;
   const most = shares.find(
-    ({ rows, columns }) => sharing * unitHeads <= rows && keys <= columns,
+    ({ rows, columns }) => own <= rows && keys <= columns,
   );
   if (!most || blockSize % BIT_KEYS > 0) return false;
-  return visibleShare(view) <= most.share;
+  const unused = Math.max(1, LEAST_ROWS / own);
+  return visibleShare(view) <= most.share * unused;
 }
 
 /** Pairs of a query and a key that it may see, for each that its list has. */
@@ -175,6 +190,17 @@ function fillsCard(
 ): boolean {
   const { count } = hopperGrid(shapeOf(operands), view, rows);
   return count >= LEAST_TILES * multiprocessors;
+}
+
+/** Calls `walk` with masks in place of the view's lists. */
+function withMasks(
+  context: KernelContext,
+  view: SelectedView,
+  walk: (masked: View) => void,
+): void {
+  const masks = listMasks(context, view);
+  walk({ ...view, indices: masks });
+  masks.free();
 }
 
 /** Lists as bits, i32 `[L, lists, words]`; see the kernel. */
