@@ -12,7 +12,7 @@ import {
   Sequences,
   type Tensor,
 } from '@asa/core';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { DeviceFacts } from '../../packages/backend-gpu/src/cuda/driver';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
@@ -895,8 +895,11 @@ describe.skipIf(reason)(
       async ([capability, dtype, name, multiprocessors]) => {
         const facts = { ...fewParts, capability, multiprocessors };
         const small = await openEmulated(facts);
+        const launched = vi.spyOn(small, 'run');
         const form = hopperSparse[name] as Form;
         await expectAgreement(small, 'selectedAttention', form, dtype);
+        const entries = launched.mock.calls.map(([{ entry }]) => entry);
+        expect(entries).toContain('joinLists');
         await small.destroy();
       },
     );
@@ -914,8 +917,32 @@ describe.skipIf(reason)(
       { timeout: 300_000 },
       async ([operator, dtype, name]) => {
         const small = await openEmulated(oneOfHopper);
-        await expectAgreement(small, operator, masked[name] as Form, dtype);
+        const launched = vi.spyOn(small, 'run');
+        const form = masked[name] as Form;
+        await expectAgreement(small, operator, form, dtype);
+        const entries = launched.mock.calls.map(([{ entry }]) => entry);
+        // Backward, no lane has a list of three heads' rows.
+        const isOdd = operator !== 'selectedAttention' && / 3 heads/.test(name);
+        expect(entries.includes('listMasks')).toBe(!isOdd);
         await small.destroy();
+      },
+    );
+
+    test.for(Object.keys(nearSparse))(
+      'lists with the block before their own: %s',
+      async (name) => {
+        const form = nearSparse[name] as Form;
+        const args = ['selectedAttention', form, 'bf16', reference] as const;
+        const { inputs } = await callOf(...args);
+        const { data } = inputs.indices as Values;
+        const count = form.count ?? 0;
+        const lists = Array.from({ length: data.length / count }, (_, i) =>
+          Array.from(data.slice(i * count, (i + 1) * count)),
+        );
+        const isNear = (list: readonly number[]) =>
+          list[0] === 0 && list.at(-1) === (list.at(-2) ?? 0) + 1;
+        expect(lists.some(isNear)).toBe(true);
+        expect(lists.every(isNear)).toBe(false);
       },
     );
 

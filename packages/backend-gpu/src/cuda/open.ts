@@ -66,7 +66,10 @@ export async function openCuda(
     );
   }
   const { driver, compiler, products } = load();
-  const facts = deviceOf(driver, device);
+  const own = deviceOf(driver, device);
+  // Scratch memory is a share of what there may be.
+  const totalBytes = Math.min(own.totalBytes, limitBytes);
+  const facts = { ...own, totalBytes };
   const { cacheFolder = defaultCacheFolder() } = options;
   const backend = new CudaBackend({
     driver,

@@ -128,7 +128,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...narrow, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
-    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 5 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 4 },
   ],
   'flash-forward': [
     { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
@@ -138,7 +138,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 3 },
     { ...latent, ...asa, ROWS: 16, N: 64, BLOCKS: 3 },
     { ...narrow, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
-    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 5 },
+    { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 4 },
     { ...grouped, ...dense, ROWS: 16, N: 64, BLOCKS: 2, STAGES: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 16, N: 64, BLOCKS: 2, STAGES: 3, SPLIT: 1 },
     { ...latent, ...dense, ROWS: 64, N: 64, BLOCKS: 3, SPLIT: 1 },

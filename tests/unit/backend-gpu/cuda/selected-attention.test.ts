@@ -166,6 +166,20 @@ describe('selected attention of 16 rows a list', () => {
       }
     });
 
+    it('goes by lists where masks of all would be too large', () => {
+      const wide = { ...preset, heads: 4, width: 64, rope: 64, sharing: 1 };
+      expect(run(batch(1, 65_536), wide).entries).toEqual(walk);
+      expect(run(batch(16, 65_536), wide).entries).toEqual(['flashForward']);
+    });
+
+    it('chooses for a recording of all lengths that there is room for', () => {
+      const later = (keys: number) => run(batch(24, 128, keys), preset).entries;
+      expect(later(2176)).toEqual(later(4000));
+      // Of few queries tiles of the longest sequence are no measure.
+      const short = [...batch(1, 1024), ...batch(20, 4)];
+      expect(run(short, preset).entries).toEqual(['flashForward']);
+    });
+
     it('goes by lists of more rows, and of blocks that no bits fit', () => {
       const lists = ['flashForward'];
       const more = { ...preset, sharing: 16 };
@@ -191,12 +205,16 @@ describe('selected attention of 16 rows a list', () => {
     });
   });
 
-  it('walks backward over as many leaders as the L2 cache has rows of', () => {
-    const walks = (queries: number) =>
-      run([{ queries }], { backward: true }).entries.filter(
-        (entry) => entry === 'hopperBackwardBlocks',
-      ).length;
-    expect([1024, 8192, 65_536].map(walks)).toEqual([1, 2, 16]);
+  it('walks backward over 4,096 leaders at a time on Hopper, else as the L2 cache has rows', () => {
+    const walks = (capability: number) =>
+      [1024, 8192, 65_536].map(
+        (queries) =>
+          run([{ queries }], { backward: true, capability }).entries.filter(
+            (entry) => /BackwardBlocks$/.test(entry),
+          ).length,
+      );
+    expect(walks(90)).toEqual([1, 2, 16]);
+    expect(walks(80)).toEqual([1, 4, 31]);
   });
 
   it('walks backward by the kernel of the card, two blocks a multiprocessor', () => {

@@ -38,8 +38,11 @@ const ITEM = 128;
  * unit are at work at a time, and read each row as often as its list is long.
  */
 const HOT_SHARE = 1 / 3;
-/** With fewer leaders at once, sums over keys are read and written too often. */
-const LEAST_LEADERS = 4096;
+/**
+ * With fewer leaders at once, sums over keys are read and written too often. On
+ * Hopper, measured, that is more than the rows that the L2 cache then misses.
+ */
+const LEAST_LEADERS = { any: 1024, hopper: 4096 };
 
 /**
  * The cut of a walk over those that chose a block: blocks of 64 keys, lists of
@@ -89,7 +92,7 @@ export function backwardByBlocks(
 
 /**
  * Leaders of each sequence, as many as scratch memory holds the parts of and the
- * L2 cache the rows of, and all times about as many.
+ * L2 cache the rows of, or a few more, and all times about as many.
  */
 function leadersAtOnce(
   inputs: AttentionOperands,
@@ -100,9 +103,12 @@ function leadersAtOnce(
   const rows = view.sharing * view.unitHeads;
   const rowBytes = 2 * rows * (width + ropeWidth + valueWidth);
   const bytes = 2 * view.sequences.count * partElements(inputs, view);
+  const least = hopperTileOf(inputs, facts)
+    ? LEAST_LEADERS.hopper
+    : LEAST_LEADERS.any;
   const most = Math.min(
     Math.max(1, Math.floor(partBytes(facts) / bytes)),
-    Math.max(LEAST_LEADERS, (facts.l2Bytes * HOT_SHARE) / rowBytes),
+    Math.max(least, (facts.l2Bytes * HOT_SHARE) / rowBytes),
   );
   const all = leadersOf(view);
   const walks = Math.max(1, Math.ceil(all / most));
@@ -118,6 +124,9 @@ function partElements(
   return listLength(view) * sharing * heads * (width + ropeWidth);
 }
 
+const hopperTileOf = (inputs: AttentionOperands, facts: DeviceFacts) =>
+  hopperBlocksTile(shapeOf(inputs), isLatent(inputs), facts);
+
 /** The kernel of the walk itself; those before and behind it are of any card. */
 function walkOf(
   context: KernelContext,
@@ -126,7 +135,7 @@ function walkOf(
   tile: FlashTile,
 ): (launch: Pick<Launch, 'grid' | 'arguments'>) => void {
   const { facts } = context;
-  const hopper = hopperBlocksTile(shapeOf(inputs), isLatent(inputs), facts);
+  const hopper = hopperTileOf(inputs, facts);
   const [file, entry, cut] = hopper
     ? (['hopper-backward-blocks', 'hopperBackwardBlocks', hopper] as const)
     : (['flash-backward-blocks', 'flashBackwardBlocks', tile] as const);

@@ -67,7 +67,7 @@ export function flashForwardTile(
   if (!isFlashShape(shape)) return undefined;
   const columns = columnsOf(shape);
   return firstFitting(
-    forwardCuts(columns.keys, columns.values, rows, listLength > 0),
+    forwardCuts(columns, rows, listLength > 0),
     sharedBytes,
     (cut) => {
       const { keys, stages = STAGES } = cut;
@@ -127,17 +127,17 @@ export function flashQueriesTile(
         4 * listLength,
       partBytes(cut, columns.keys),
     );
-  return firstFitting(queriesCuts(columns.keys, rows), sharedBytes, bytesOf);
+  return firstFitting(queriesCuts(columns, rows), sharedBytes, bytesOf);
 }
 
-function queriesCuts(keyWidth: number, rows: number): readonly Cut[] {
+function queriesCuts(columns: Columns, rows: number): readonly Cut[] {
   const warps = 4;
   if (rows <= 32) {
     const cut = { rows: rows <= 16 ? 16 : 32, warps, keys: 64 };
-    const more = rows <= 16 && keyWidth <= 96 ? [5, 4] : [];
-    return [...more, 3, 2, 1].map((blocks) => ({ ...cut, blocks }));
+    const most = rows <= 16 && isNarrow(columns) ? [4] : [];
+    return [...most, 3, 2, 1].map((blocks) => ({ ...cut, blocks }));
   }
-  if (rows > 64 && keyWidth <= 128) {
+  if (rows > 64 && columns.keys <= 128) {
     return [2, 1].map((blocks) => ({ rows: 128, warps, keys: 32, blocks }));
   }
   return [
@@ -172,26 +172,26 @@ export function flashKeysTile(
   const fits = (blocks: number) =>
     blocks * (needed + 4 * TABLE_BYTES) <= sharedBytes;
   if (!fits(1)) return undefined;
-  const blocks = rows === 16 && isNarrow(columns) && fits(3) ? 3 : 2;
+  const isLight = isNarrow(columns) && (isLatent || columns.keys <= 80);
+  const blocks = rows === 16 && isLight && fits(3) ? 3 : 2;
   return { ...cut, blocks, stages: STAGES, sharedBytes: needed };
 }
 
-/** Sums of so few columns leave registers for more blocks of few rows. */
-const isNarrow = (columns: { keys: number; values: number }) =>
-  columns.keys + columns.values <= 160;
+type Columns = ReturnType<typeof columnsOf>;
+
+/** Sums of so few columns leave registers for one more block of 16 rows. */
+const isNarrow = ({ keys, values }: Columns) => keys <= 96 && values <= 64;
 
 /** The fastest that registers allow, then smaller ones for little memory. */
 function forwardCuts(
-  keyWidth: number,
-  valueWidth: number,
+  columns: Columns,
   rows: number,
   isSelected: boolean,
 ): readonly Cut[] {
-  const isWide = keyWidth > 192 || valueWidth > 128;
+  const isWide = columns.keys > 192 || columns.values > 128;
   const few = { rows: rows <= 16 ? 16 : rows <= 32 ? 32 : 64, warps: 4 };
   const half = { rows: few.rows, warps: Math.min(4, few.rows / 8), keys: 32 };
   const most = { rows: 128, warps: 4, blocks: 2 };
-  const columns = { keys: keyWidth, values: valueWidth };
   const isFewest = few.rows === 16 && !isWide;
   return [
     // Two tiles of rows a warp read each key half as often.
@@ -204,7 +204,7 @@ function forwardCuts(
       ? [{ ...few, keys: 64, blocks: 2, stages: 3 }]
       : []),
     ...[
-      ...(isFewest && isNarrow(columns) ? [5, 4] : []),
+      ...(isFewest && isNarrow(columns) ? [4] : []),
       ...(isWide ? [1] : [3, 2]),
     ].map((blocks) => ({ ...few, keys: 64, blocks })),
     // A warp has 16 keys or more.

@@ -113,7 +113,7 @@ export function hopperForwardCut(
 
 /** Warpgroups that compute parts, 2 or 3: each has some rounds of queries. */
 const PART_GROUPS = 3;
-/** Tiles of keys, as many items: one in use, one or two on their way. */
+/** Tiles of keys: of an item one, and two on their way, or all three. */
 const PART_KEY_STAGES = 3;
 
 export interface PartsCut extends HopperCut {

@@ -22,12 +22,11 @@ import {
 import { elementwise, extent, type KernelContext } from './context';
 import { backwardInOneWalk } from './dense-backward';
 import { columnsOf, isLatent } from './flash';
-import type { SelectedView } from './gradient-parts';
+import { partBytes, type SelectedView } from './gradient-parts';
 import {
   type HopperCut,
   hopperBackwardCut,
   hopperForwardCut,
-  hopperGrid,
   type WalkCut,
 } from './hopper';
 
@@ -125,7 +124,10 @@ function walkOf<Cut extends HopperCut>(
   if (!isForMasks(shape, view, shares)) return undefined;
   const dense = denseOf(view);
   const cut = cutOf(shape, isLatent(operands), dense, facts);
-  if (!cut || !fillsCard(operands, dense, cut, facts)) return undefined;
+  const fits = 4 * masksOf(view).words <= partBytes(facts);
+  if (!cut || !fits || !fillsCard(operands, dense, cut, facts)) {
+    return undefined;
+  }
   return { view: dense, cut };
 }
 
@@ -145,24 +147,30 @@ function isForMasks(
   return visibleShare(view) <= most.share * unused;
 }
 
-/** Pairs of a query and a key that it may see, for each that its list has. */
+/**
+ * Pairs of a query and a key that it may see, for each that its list has. It
+ * depends on the queries and the room for keys, not on their number: a recording
+ * serves all lengths. Queries begin the sequence where there is room for fewer
+ * than as many again, else they are its last ones.
+ */
 function visibleShare({ sequences, blockSize, indices }: SelectedView): number {
-  const all = pairsOf(sequences, sequences.maxKeys);
+  const all = pairsOf(sequences, sequences.keyRoom);
   return all / pairsOf(sequences, extent(indices, 2) * blockSize);
 }
 
 /** Of all queries, if each sees so many keys of its past at most. */
-function pairsOf({ list }: Sequences, most: number): number {
+function pairsOf(
+  { list, keyRoom, maxQueries }: Sequences,
+  most: number,
+): number {
   // Of the queries at positions 0 .. end - 1.
   const upTo = (end: number) => {
     const whole = Math.min(end, most);
     return (whole * (whole + 1)) / 2 + (end - whole) * most;
   };
+  const past = 2 * maxQueries > keyRoom ? 0 : keyRoom - maxQueries;
   return total(
-    list.map(
-      ({ keyCount, queryCount }) =>
-        upTo(keyCount) - upTo(keyCount - queryCount),
-    ),
+    list.map(({ queryCount }) => upTo(past + queryCount) - upTo(past)),
   );
 }
 
@@ -184,12 +192,22 @@ function denseOf(view: SelectedView): SelectedView {
 
 function fillsCard(
   operands: AttentionOperands,
-  view: View,
+  { sequences, unitHeads }: View,
   { rows }: HopperCut,
   { multiprocessors }: DeviceFacts,
 ): boolean {
-  const { count } = hopperGrid(shapeOf(operands), view, rows);
-  return count >= LEAST_TILES * multiprocessors;
+  const units = shapeOf(operands).heads / unitHeads;
+  const tiles = sequences.list.map(({ queryCount }) =>
+    Math.ceil((queryCount * unitHeads) / rows),
+  );
+  return units * total(tiles) >= LEAST_TILES * multiprocessors;
+}
+
+/** How masks of all lists lie: words of a list, and of all. */
+function masksOf({ indices, sequences }: SelectedView) {
+  const lists = extent(indices, 0) * extent(indices, 1);
+  const perList = Math.ceil(sequences.keyRoom / WORD_KEYS);
+  return { lists, perList, words: lists * perList };
 }
 
 /** Calls `walk` with masks in place of the view's lists. */
@@ -204,13 +222,10 @@ function withMasks(
 }
 
 /** Lists as bits, i32 `[L, lists, words]`; see the kernel. */
-function listMasks(
-  context: KernelContext,
-  { indices, sequences, blockSize }: SelectedView,
-): Tensor {
-  const lists = extent(indices, 0) * extent(indices, 1);
-  const words = Math.ceil(sequences.keyRoom / WORD_KEYS);
-  const masks = context.scratch(lists * words, 'i32');
+function listMasks(context: KernelContext, view: SelectedView): Tensor {
+  const { indices, blockSize } = view;
+  const { lists, perList, words } = masksOf(view);
+  const masks = context.scratch(words, 'i32');
   context.run({
     file: 'attention-parts',
     entry: 'listMasks',
@@ -218,8 +233,8 @@ function listMasks(
     ...elementwise(masks.size),
     arguments: [
       ...[indices, masks, i64(lists)],
-      ...[extent(indices, 2), words, blockSize / BIT_KEYS].map(i32),
+      ...[extent(indices, 2), perList, blockSize / BIT_KEYS].map(i32),
     ],
   });
-  return masks.reshape([extent(indices, 0), extent(indices, 1), words]);
+  return masks.reshape([extent(indices, 0), extent(indices, 1), perList]);
 }
