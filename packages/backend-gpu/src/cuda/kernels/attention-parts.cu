@@ -127,9 +127,9 @@ extern "C" __global__ void listMasks(const int *indices, unsigned *masks,
 }
 
 /**
- * The inverse of the lists of leaders `firstLeader ..`, with their places: at which place of
- * its list a leader has the block, counted from 1, 0 where it has not;
- * `[B, lists, blocks, leaders]`. A thread a place of a list.
+ * The inverse of the lists of leaders `firstLeader ..`, with their places: at
+ * which place of its list a leader has the block, counted from 1, 0 where it has
+ * not; `[B, lists, blocks, leaders]`. A thread a place of a list.
  */
 extern "C" __global__ void listPlaces(const int *indices,
                                       const Sequence *sequences,
