@@ -64,6 +64,28 @@ export interface View {
   readonly sharing?: number;
 }
 
+/**
+ * A view whose rows walk over keys that follow one another: tiles of any rows of
+ * a unit.
+ * @param keysOf how many keys so many tokens are.
+ */
+export function denseTiles(
+  sequences: Sequences,
+  unitHeads: number,
+  keysOf = (tokens: number) => tokens,
+): Pick<View, 'rows' | 'keys' | 'walk' | 'rowTiles' | 'keyTiles' | 'keyRows'> {
+  const rows = sequences.maxQueries * unitHeads;
+  const keys = keysOf(sequences.maxKeys);
+  return {
+    rows,
+    keys,
+    walk: keysOf(sequences.keyRoom),
+    rowTiles: (tile) => Math.ceil(rows / tile),
+    keyTiles: (tile) => Math.ceil(keys / tile),
+    keyRows: total(sequences.list.map(({ keyCount }) => keysOf(keyCount))),
+  };
+}
+
 /** What kernels are told of a view. */
 export type CallView = Pick<
   View,

@@ -1,6 +1,6 @@
 import type { AttentionAttributes, AttentionOperands } from '@asa/core';
 import { attend } from './attention-forward';
-import { shapeOf, total, type View } from './attention-tile';
+import { denseTiles, shapeOf, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 import { denseBackward } from './dense-backward';
 
@@ -21,7 +21,6 @@ function viewOf(
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = heads / keyHeads;
   const { maxQueries, keyRoom } = sequences;
-  const rows = maxQueries * unitHeads;
   // No position is that far: the kernel adds to it.
   const reach = Math.min(window ?? Number.POSITIVE_INFINITY, 2 ** 30);
   return {
@@ -29,12 +28,8 @@ function viewOf(
     sequences,
     scale,
     unitHeads,
-    rows,
-    keys: sequences.maxKeys,
+    ...denseTiles(sequences, unitHeads),
     walk: Math.min(keyRoom, reach + maxQueries - 1),
-    rowTiles: (tile) => Math.ceil(rows / tile),
-    keyTiles: (tile) => Math.ceil(sequences.maxKeys / tile),
-    keyRows: total(sequences.list.map(({ keyCount }) => keyCount)),
     window: reach,
   };
 }

@@ -44,20 +44,16 @@ struct ListRows {
   }
 };
 
-/** Of a list that has none. */
-constexpr int NO_BLOCK = -1;
-
 /**
- * The block of a list's own queries where the list begins with the first block
- * and ends with its own one and the one before it, as ranking makes them: the
- * three are walked over together then, and leave one part, at the last place.
+ * Whether a list begins with the first block and ends with that of its own queries
+ * and the one before it, as ranking makes them: the three are walked over
+ * together then, and leave one part, at the last place.
  */
-__device__ inline int ownBlockOf(const int *list, int count, int position,
-                                 int sharing) {
+__device__ inline bool hasOwnBlock(const int *list, int count, int position,
+                                   int sharing) {
   int own = position / BLOCK;
-  bool isOwn = BLOCK % sharing == 0 && count > 2 && own > 1 && list[0] == 0 &&
-               list[count - 2] == own - 1 && list[count - 1] == own;
-  return isOwn ? own : NO_BLOCK;
+  return BLOCK % sharing == 0 && count > 2 && own > 1 && list[0] == 0 &&
+         list[count - 2] == own - 1 && list[count - 1] == own;
 }
 /** Whether that is the place of one of the three. */
 __device__ inline bool isOwnPlace(int place, int count) {

@@ -4,7 +4,7 @@ import {
   type CompressedAttentionAttributes,
 } from '@asa/core';
 import { attend } from './attention-forward';
-import { shapeOf, total, type View } from './attention-tile';
+import { denseTiles, shapeOf, type View } from './attention-tile';
 import type { KernelContext, Kernels } from './context';
 import { denseBackward } from './dense-backward';
 
@@ -25,19 +25,14 @@ function viewOf(
   const { sequences, scale, length, stride } = attributes;
   const { heads, keyHeads } = shapeOf(operands);
   const unitHeads = heads / keyHeads;
-  const rows = sequences.maxQueries * unitHeads;
-  const blocks = (tokens: number) => blockCount(tokens, attributes);
   return {
     kind: 'COMPRESSED',
     sequences,
     scale,
     unitHeads,
-    rows,
-    keys: blocks(sequences.maxKeys),
-    walk: blocks(sequences.keyRoom),
-    rowTiles: (tile) => Math.ceil(rows / tile),
-    keyTiles: (tile) => Math.ceil(blocks(sequences.maxKeys) / tile),
-    keyRows: total(sequences.list.map(({ keyCount }) => blocks(keyCount))),
+    ...denseTiles(sequences, unitHeads, (tokens) =>
+      blockCount(tokens, attributes),
+    ),
     length,
     stride,
   };

@@ -20,10 +20,10 @@ struct Lists {
   __device__ int numberOf(int leader, int place, int block) const {
     if ((unsigned)block >= (unsigned)blocks) return -1;
     if (!OWN || !isOwnPlace(place, count)) return block;
-    int own = ownBlockOf(list + (i64)leader * stride, count,
-                         (firstLeader + leader) * sharing, sharing);
-    if (own == NO_BLOCK) return block;
-    return place == count - 1 ? places + own : -1;
+    bool isOwn = hasOwnBlock(list + (i64)leader * stride, count,
+                             (firstLeader + leader) * sharing, sharing);
+    if (!isOwn) return block;
+    return place == count - 1 ? places + block : -1;
   }
 
   /** `emit(entry, number)` for each, those of none left out; all threads. */

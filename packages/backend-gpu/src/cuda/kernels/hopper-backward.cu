@@ -207,12 +207,9 @@ struct TileMasks {
         bool isListed = LISTS == 1 || own >> list & 1;
 #pragma unroll
         for (int n = first; n < first + EIGHTS; n++) {
-          float log[2] = {lse[n].x * LOG2_E, lse[n].y * LOG2_E};
+          weighColumn(p[n], lse[n], scale);
 #pragma unroll
-          for (int e = 0; e < 4; e++) {
-            float weight = exp2Fast(p[n][e] * scale - log[e % 2]);
-            p[n][e] = isListed ? weight : 0;
-          }
+          for (int e = 0; e < 4; e++) p[n][e] = isListed ? p[n][e] : 0;
         }
       } else {
 #pragma unroll

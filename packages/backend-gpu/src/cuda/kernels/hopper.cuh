@@ -408,17 +408,16 @@ __device__ inline void loadColumns(float2 (&x)[COLUMNS], const float *from) {
 }
 
 /** Scores transposed to probabilities, of their columns' LSE. */
+__device__ inline void weighColumn(float (&p)[4], float2 lse, float scale) {
+  float log[2] = {lse.x * LOG2_E, lse.y * LOG2_E};
+#pragma unroll
+  for (int e = 0; e < 4; e++) p[e] = exp2Fast(p[e] * scale - log[e % 2]);
+}
 template <int COLUMNS>
 __device__ inline void weighColumns(float (&p)[COLUMNS][4],
                                     const float2 (&lse)[COLUMNS], float scale) {
 #pragma unroll
-  for (int n = 0; n < COLUMNS; n++) {
-    float log[2] = {lse[n].x * LOG2_E, lse[n].y * LOG2_E};
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      p[n][e] = exp2Fast(p[n][e] * scale - log[e % 2]);
-    }
-  }
+  for (int n = 0; n < COLUMNS; n++) weighColumn(p[n], lse[n], scale);
 }
 
 #if VIEW == MASKED

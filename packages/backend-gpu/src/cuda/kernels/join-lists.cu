@@ -7,8 +7,7 @@ __device__ inline void joinList(const Call &u, const Sequence &s,
                                 const uint4 *parts, const float *partLse, T *o,
                                 float *lse) {
   constexpr int AT_ONCE = 8;
-  bool isOwn =
-      OWN && ownBlockOf(list, u.count, rows.position, SHARING) != NO_BLOCK;
+  bool isOwn = OWN && hasOwnBlock(list, u.count, rows.position, SHARING);
   auto isPart = [&](int n) {
     int block = n < u.count ? list[n] : -1;
     return block >= 0 && (i64)block * BLOCK < s.keyCount &&

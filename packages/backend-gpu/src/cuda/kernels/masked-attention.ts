@@ -15,6 +15,7 @@ import { i32, i64 } from '../launch';
 import { attendInTiles } from './attention-forward';
 import {
   type AttentionShape,
+  denseTiles,
   shapeOf,
   total,
   type View,
@@ -122,7 +123,9 @@ function walkOf<Cut extends HopperCut>(
 ): MaskedWalk<Cut> | undefined {
   const shape = shapeOf(operands);
   if (!isForMasks(shape, view, shares)) return undefined;
-  const dense = denseOf(view);
+  const { sequences, unitHeads } = view;
+  const tiles = denseTiles(sequences, unitHeads);
+  const dense: SelectedView = { ...view, kind: 'MASKED', ...tiles };
   const cut = cutOf(shape, isLatent(operands), dense, facts);
   const fits = 4 * masksOf(view).words <= partBytes(facts);
   if (!cut || !fits || !fillsCard(operands, dense, cut, facts)) {
@@ -172,22 +175,6 @@ function pairsOf(
   return total(
     list.map(({ queryCount }) => upTo(past + queryCount) - upTo(past)),
   );
-}
-
-/** As of full attention: tiles of any rows of a unit, over all keys. */
-function denseOf(view: SelectedView): SelectedView {
-  const { sequences, unitHeads } = view;
-  const { maxQueries, maxKeys, keyRoom } = sequences;
-  const rows = maxQueries * unitHeads;
-  return {
-    ...view,
-    kind: 'MASKED',
-    rows,
-    keys: maxKeys,
-    walk: keyRoom,
-    rowTiles: (tile) => Math.ceil(rows / tile),
-    keyTiles: (tile) => Math.ceil(maxKeys / tile),
-  };
 }
 
 function fillsCard(
