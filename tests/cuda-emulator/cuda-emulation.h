@@ -15,6 +15,7 @@ extern "C" void *memset(void *, int, unsigned long);
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 #define __CUDA_ARCH__ 900
 #define __CUDACC_RTC__ 1
@@ -249,6 +250,11 @@ inline int __all_sync(unsigned lanes, int vote) {
 }
 
 // ptx.cuh: the same functions without PTX.
+inline void storePairIf(bool isThere, void *at, unsigned low, unsigned high) {
+  if (!isThere) return;
+  ((unsigned *)at)[0] = low;
+  ((unsigned *)at)[1] = high;
+}
 inline float floatOfHalf(unsigned short x) { return asaFloatOfHalf(x); }
 inline unsigned short halfOfFloat(float x) { return asaHalfOfFloat(x); }
 inline unsigned short bfloatOfFloat(float x) { return asaBfloatOfFloat(x); }
@@ -377,7 +383,15 @@ inline void bulkWait() {
   own.pieces = -1;
 }
 inline void initBarrier(Mbarrier *at, int count) { asaInitBarrier(at, count); }
-inline void arrive(Mbarrier *at) { asaArrive(at); }
+inline void arrive(Mbarrier *at) { asaArrive(at, 0); }
+struct alignas(64) Boxes {
+  AsaBoxes as;
+};
+inline void arriveExpecting(Mbarrier *at, int bytes) { asaArrive(at, bytes); }
+inline void copyBox(void *shared, const Boxes &boxes, int column, int head,
+                    int row, Mbarrier *barrier) {
+  asaCopyBox(shared, boxes.as, {column, head, row}, barrier);
+}
 inline bool hasEnded(Mbarrier *at, unsigned parity) {
   return asaHasEnded(at, parity);
 }

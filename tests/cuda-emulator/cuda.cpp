@@ -392,6 +392,29 @@ int cuFuncSetAttribute(uint64_t handle, int attribute, int value) {
   return CUDA_SUCCESS;
 }
 
+/** Tensors `[rows, heads, columns]` of 16 bits, in 128-byte swizzle. */
+int cuTensorMapEncodeTiled(AsaBoxes *out, int type, unsigned rank,
+                           uint64_t address, const uint64_t *extents,
+                           const uint64_t *strides, const unsigned *box,
+                           const unsigned *steps, int interleave, int swizzle,
+                           int, int outside) {
+  auto [columns, heads, rows] = *(const uint64_t(*)[3])extents;
+  bool isKind = type == 1 && rank == 3 && interleave == 0 && swizzle == 3 &&
+                outside == 0 && steps[0] == 1 && steps[1] == 1 && steps[2] == 1;
+  bool isDense = strides[0] == 2 * columns && strides[1] == 2 * columns * heads;
+  bool isAligned = (uint64_t)out % 64 == 0 && address % 16 == 0 &&
+                   strides[0] % 16 == 0 && strides[1] % 16 == 0;
+  bool isBox = box[0] == 64 && box[1] >= 1 && box[1] <= 256 && box[2] >= 1 &&
+               box[2] <= 256;
+  if (!isKind || !isDense || !isAligned || !isBox ||
+      !holds(address, strides[1] * rows)) {
+    return fail(CUDA_ERROR_INVALID_VALUE, "boxes that the emulator does not know");
+  }
+  *out = {AsaBoxes::TAG, (const char *)address, {columns, heads, rows},
+          {box[1], box[2]}, {}};
+  return CUDA_SUCCESS;
+}
+
 /** Arguments come packed: BUFFER_POINTER, where, BUFFER_SIZE, where, END. */
 int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
                    unsigned x, unsigned y, unsigned z, unsigned sharedBytes,

@@ -64,6 +64,8 @@ struct Barrier {
 /** In shared memory: phases that have ended, and who waits for the next one. */
 struct Mbarrier {
   unsigned wanted, missing, ended;
+  /** Bytes of boxes that the phase waits for. */
+  long expected;
   std::vector<Thread *> threads;
 };
 
@@ -433,20 +435,66 @@ Mbarrier &mbarrierAt(const char *what, void *at) {
 
 void asaInitBarrier(void *at, unsigned wanted) {
   checkShared("mbarrier.init", at, 8);
-  mbarriers[at] = {wanted, wanted, 0, {}};
+  mbarriers[at] = {wanted, wanted, 0, 0, {}};
 }
 
-void asaArrive(void *at) {
+namespace {
+
+void endPhase(Mbarrier &barrier) {
+  if (barrier.missing > 0 || barrier.expected != 0) return;
+  barrier.missing = barrier.wanted;
+  barrier.ended++;
+  for (Thread *thread : barrier.threads) wake(*thread);
+  barrier.threads.clear();
+}
+
+} // namespace
+
+void asaArrive(void *at, unsigned expected) {
   Mbarrier &barrier = mbarrierAt("mbarrier.arrive", at);
   if (self().isUnfenced) {
     fail(CUDA_ERROR_LAUNCH_FAILED,
          "mbarrier.arrive: no fence.proxy.async since the thread's copies");
   }
-  if (--barrier.missing > 0) return;
-  barrier.missing = barrier.wanted;
-  barrier.ended++;
-  for (Thread *thread : barrier.threads) wake(*thread);
-  barrier.threads.clear();
+  if (barrier.missing == 0) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "mbarrier.arrive: more than are awaited");
+  }
+  barrier.missing--;
+  barrier.expected += expected;
+  endPhase(barrier);
+}
+
+void asaCopyBox(void *shared, const AsaBoxes &boxes, const int (&from)[3],
+                void *at) {
+  auto [columns, heads, rows] = boxes.extents;
+  auto [boxHeads, boxRows] = boxes.box;
+  if (boxes.tag != AsaBoxes::TAG) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "cp.async.bulk.tensor: no boxes");
+  }
+  char *to = (char *)shared;
+  checkShared("cp.async.bulk.tensor", to);
+  checkShared("cp.async.bulk.tensor", to + boxHeads * boxRows * 128 - 16);
+  if ((to - asaLaunch.shared + ASA_SHARED_START) % 1024 != 0) {
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS,
+         "cp.async.bulk.tensor: a tile that no multiple of 1024 begins");
+  }
+  for (unsigned n = 0; n < boxHeads * boxRows; n++) {
+    long row = from[2] + n / boxHeads, head = from[1] + n % boxHeads;
+    for (unsigned piece = 0; piece < 8; piece++) {
+      long column = from[0] + 8 * piece;
+      bool isThere = row >= 0 && row < (long)rows && head < (long)heads &&
+                     column < (long)columns;
+      char *at = to + n * 128 + (piece ^ n % 8) * 16;
+      if (isThere) {
+        memcpy(at, boxes.start + 2 * ((row * heads + head) * columns + column), 16);
+      } else {
+        memset(at, 0, 16);
+      }
+    }
+  }
+  Mbarrier &barrier = mbarrierAt("cp.async.bulk.tensor", at);
+  barrier.expected -= boxHeads * boxRows * 128l;
+  endPhase(barrier);
 }
 
 bool asaHasEnded(void *at, unsigned parity) {

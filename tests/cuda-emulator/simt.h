@@ -82,9 +82,13 @@ void asaWaitForCopies(int pending);
 
 /** Barriers in shared memory, by their address. */
 void asaInitBarrier(void *at, unsigned count);
-void asaArrive(void *at);
+/** Arrives; the phase waits for so many bytes of boxes, too. */
+void asaArrive(void *at, unsigned expected);
 bool asaHasEnded(void *at, unsigned parity);
 void asaAwait(void *at, unsigned parity);
+/** A box from that column, head and row on. */
+void asaCopyBox(void *shared, const struct AsaBoxes &boxes, const int (&from)[3],
+                void *barrier);
 
 /** Products of warpgroups happen at the wait, as copies do. */
 void asaFenceProducts();
@@ -93,6 +97,17 @@ void asaWgmma(const struct AsaWgmma &product);
 void asaCommitProducts();
 void asaWaitForProducts(int pending);
 }
+
+/** What stands for a `CUtensorMap`: a tensor, and heads and rows of a box. */
+struct AsaBoxes {
+  static constexpr unsigned long long TAG = 0xa5a0b0c5;
+  unsigned long long tag;
+  const char *start;
+  unsigned long long extents[3];
+  unsigned box[2];
+  /** 128 bytes in all. */
+  unsigned long long rest[10];
+};
 
 /** A lane's part of a product of matrices, or of loading them. */
 struct AsaMma {

@@ -80,6 +80,22 @@ export const driverFunctions = {
   cuModuleUnload: ['uint64'],
   cuModuleGetFunction: ['void *', 'uint64', 'const char *'],
   cuFuncSetAttribute: ['uint64', 'int', 'int'],
+  // Where to; type, rank; address, extents, strides, box, steps; interleave,
+  // swizzle, promotion in the L2 cache, what lies outside.
+  cuTensorMapEncodeTiled: [
+    'uint64',
+    'int',
+    'uint32',
+    'uint64',
+    'void *',
+    'void *',
+    'void *',
+    'void *',
+    'int',
+    'int',
+    'int',
+    'int',
+  ],
   // Function; blocks and threads on three axes; shared memory; stream;
   // arguments, one by one or packed.
   cuLaunchKernel: [

@@ -33,7 +33,7 @@ import {
   type KernelContext,
   reasonAgainst,
 } from './kernels';
-import { type Launch, packArguments } from './launch';
+import { type Boxes, type Launch, packArguments } from './launch';
 import { Memory, memoryOf } from './memory';
 import { type Product, Products } from './products';
 import { Recorded } from './recording';
@@ -274,6 +274,7 @@ export class CudaBackend implements Backend, KernelContext {
       launch.arguments,
       this.argumentView,
       this.addressOf,
+      this.encode,
     );
     this.driver.launch(
       kernel,
@@ -302,6 +303,9 @@ export class CudaBackend implements Backend, KernelContext {
     const allocation: Allocation = { backend: this, storage, freed: false };
     return new Tensor(allocation, [elements], dtype);
   }
+
+  private readonly encode = ({ tensor, extents, box }: Boxes): Uint8Array =>
+    this.driver.boxes(this.addressOf(tensor), extents, box);
 
   private readonly addressOf = (tensor: Tensor): CudaPointer =>
     this.use(memoryOf(tensor.storage));

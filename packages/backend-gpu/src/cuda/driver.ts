@@ -13,6 +13,7 @@ import {
   Out,
   textAt,
 } from './bindings';
+import { BOXES_BYTES } from './launch';
 
 /** Statuses that are answers, not failures. */
 const OUT_OF_MEMORY = 2;
@@ -41,6 +42,11 @@ const NO_TIMING = 2;
 /** Bytes of packed kernel arguments that every device takes. */
 const ARGUMENT_BYTES = 4096;
 
+/** Of `CUtensorMapDataType` and the enumerations behind it. */
+const UINT16 = 1;
+const SWIZZLE_128B = 3;
+const L2_256B = 3;
+
 /** What a device says of itself. */
 export interface DeviceFacts {
   readonly name: string;
@@ -63,6 +69,13 @@ export class Driver {
   readonly argumentBytes = this.packed.bytes.subarray(0, ARGUMENT_BYTES);
   private readonly argumentSize: BigUint64Array;
   private readonly extra: number;
+  /** Where boxes are encoded, on a multiple of 64 bytes. */
+  private readonly maps = new NativeMemory(BOXES_BYTES + 63);
+  private readonly mapAddress = Math.ceil(this.maps.address / 64) * 64;
+  private readonly mapBytes = this.maps.bytes.subarray(
+    this.mapAddress - this.maps.address,
+    this.mapAddress - this.maps.address + BOXES_BYTES,
+  );
 
   constructor(private readonly cuda: DriverLibrary) {
     const { address, bytes } = this.packed;
@@ -275,6 +288,34 @@ export class Driver {
       bytes,
     );
     this.check('cuFuncSetAttribute', status);
+  }
+
+  /**
+   * A tensor `[rows, heads, columns]` of 16-bit elements as copies of boxes see
+   * it, in 128-byte swizzle: 64 columns by `box`. Good until the next call.
+   */
+  boxes(
+    address: CudaPointer,
+    [rows, heads, columns]: readonly [number, number, number],
+    [boxRows, boxHeads]: readonly [rows: number, heads: number],
+  ): Uint8Array {
+    const row = 2 * columns;
+    const status = this.cuda.cuTensorMapEncodeTiled(
+      this.mapAddress,
+      UINT16,
+      3,
+      address,
+      BigUint64Array.of(BigInt(columns), BigInt(heads), BigInt(rows)),
+      BigUint64Array.of(BigInt(row), BigInt(row * heads)),
+      Uint32Array.of(64, boxHeads, boxRows),
+      Uint32Array.of(1, 1, 1),
+      0,
+      SWIZZLE_128B,
+      L2_256B,
+      0,
+    );
+    this.check('cuTensorMapEncodeTiled', status);
+    return this.mapBytes;
   }
 
   /** Launches a kernel with the first bytes of `argumentBytes`. */

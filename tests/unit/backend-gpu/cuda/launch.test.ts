@@ -1,6 +1,7 @@
 import type { Tensor } from '@asa/core';
 import { describe, expect, it } from 'vitest';
 import {
+  boxes,
   f32,
   i32,
   i64,
@@ -10,9 +11,10 @@ import {
 describe('packed arguments', () => {
   const tensor = { shape: [1], dtype: 'f32' } as unknown as Tensor;
   const address = 0x7f12_3456_789a;
+  const encode = () => new Uint8Array(128).fill(3);
   const pack = (...values: Parameters<typeof packArguments>[0]) => {
-    const memory = new DataView(new ArrayBuffer(64));
-    const bytes = packArguments(values, memory, () => address);
+    const memory = new DataView(new ArrayBuffer(512));
+    const bytes = packArguments(values, memory, () => address, encode);
     return { memory, bytes };
   };
 
@@ -28,10 +30,23 @@ describe('packed arguments', () => {
 
   it('overwrite what another launch left: a missing tensor is null', () => {
     const memory = new DataView(new ArrayBuffer(16));
-    packArguments([tensor, tensor], memory, () => address);
-    expect(packArguments([undefined, tensor], memory, () => 5)).toBe(16);
+    packArguments([tensor, tensor], memory, () => address, encode);
+    const bytes = packArguments([undefined, tensor], memory, () => 5, encode);
+    expect(bytes).toBe(16);
     expect(memory.getBigUint64(0, true)).toBe(0n);
     expect(memory.getBigUint64(8, true)).toBe(5n);
+  });
+
+  it('have boxes on multiples of 64, numbers right behind', () => {
+    const of = boxes({ shape: [9, 2, 56] } as unknown as Tensor, 128);
+    expect(of.extents).toEqual([9, 2, 56]);
+    expect(of.box).toEqual([128, 1]);
+    const { memory, bytes } = pack(i32(1), of, i32(-1));
+    expect(bytes).toBe(64 + 128 + 4);
+    expect(memory.getUint8(63)).toBe(0);
+    expect(memory.getUint8(64)).toBe(3);
+    expect(memory.getUint8(191)).toBe(3);
+    expect(memory.getInt32(192, true)).toBe(-1);
   });
 
   it('keep numbers past 32 bits', () => {

@@ -5,7 +5,7 @@
  */
 import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
-import { i32, type Launch } from '../launch';
+import { type Boxes, boxes, i32, type Launch } from '../launch';
 import {
   call,
   compiled,
@@ -24,6 +24,7 @@ import {
   hopperForwardCut,
   hopperGrid,
   hopperLaunch,
+  isBoxed,
 } from './hopper';
 
 /** As in attention-parts.cu. */
@@ -122,8 +123,32 @@ export function attendInTiles(
     entry: 'hopperForward',
     ...hopperLaunch(shape, view, isLatent(operands), cut),
     grid: [Math.min(grid.count, context.facts.multiprocessors)],
-    arguments: [...call(operands, view), o, lse, ...grid.arguments],
+    arguments: [
+      ...boxesOf(operands, view, cut),
+      ...call(operands, view),
+      o,
+      lse,
+      ...grid.arguments,
+    ],
   });
+}
+
+/** `Maps` of hopper-forward.cu, where whole tiles are copied as boxes. */
+function boxesOf(
+  operands: AttentionOperands,
+  { unitHeads }: View,
+  { rows, keys }: HopperCut,
+): readonly Boxes[] {
+  const { q, k, v, qRope, kRope } = operands;
+  if (!isBoxed(shapeOf(operands), rows, unitHeads)) return [];
+  const queries = rows / unitHeads;
+  return [
+    boxes(q, queries, unitHeads),
+    boxes(k, keys),
+    boxes(v, keys),
+    ...(qRope ? [boxes(qRope, queries, unitHeads)] : []),
+    ...(kRope ? [boxes(kRope, keys)] : []),
+  ];
 }
 
 function passOf(

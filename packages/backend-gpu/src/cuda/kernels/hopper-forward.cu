@@ -18,86 +18,130 @@ struct Barriers {
   Mbarrier values[STAGES], valuesFree[STAGES];
 };
 
-#if !LATENT
-/** The values of a tile whose keys have been copied; none at first. */
-struct DueValues {
-  Turn turn;
-  const T *from;
-  int stride, count;
+#if BOXED
+/** Queries, keys and values as boxes. */
+struct Maps {
+  Boxes q, k, v;
+#if ROPE > 0
+  Boxes qRope, kRope;
+#endif
+};
+#else
+struct Maps {};
+#endif
 
-  __device__ void set(const Source &source, int base, int end) {
-    stride = source.valueStride;
-    from = source.v + (i64)base * stride;
-    count = end - base;
+/** The keys and values of a row tile's walk, by tiles. */
+struct KeyTiles {
+  Source from;
+  /** Rows of k and v: that of key 0, and how many there are; where rows end. */
+  int start, there, end;
+  int head;
+
+  __device__ KeyTiles(const Call &u, const DenseTile &tile)
+      : start(keyStart(tile.s)), there(keyCount(u, tile.s)), end(tile.end),
+        head(tile.head0 / (u.heads / u.keyHeads)) {
+    from = sourceOf(u, tile.s, head);
   }
-  __device__ void copy(Copies &copies, T *stages, Barriers &barriers) {
-    if (!from) return;
-    copies.claim(&barriers.valuesFree[turn.stage], turn.parity);
-    copyTile<N, 0, VALUE>(stages + turn.stage * VALUES_SIZE, from, stride, 0,
-                          count);
-    copies.commit(&barriers.values[turn.stage]);
-    turn.next();
-    from = 0;
+  /** Whole tiles may have keys that no row sees, but none of other sequences. */
+  __device__ bool isWhole(int base) const { return base + N <= there; }
+
+  __device__ void copyKeys(Copies &copies, const Maps &maps, T *stage, int base,
+                           Mbarrier *full) const {
+#if BOXED
+    if (isWhole(base)) {
+      copies.take(full, KEYS_SIZE, [&] {
+        copyBoxes<N, 0, WIDTH>(stage, maps.k, head, start + base, full);
+#if ROPE > 0
+        copyBoxes<N, WIDTH, ROPE>(stage, maps.kRope, 0, start + base, full);
+#endif
+      });
+      return;
+    }
+#endif
+    copyTile<N, 0, WIDTH>(stage, from.k, from.keyStride, base, end);
+#if ROPE > 0
+    copyTile<N, WIDTH, ROPE>(stage, from.kRope, ROPE, base, end);
+#endif
+    copies.commit(full);
+  }
+  __device__ void copyValues(Copies &copies, const Maps &maps, T *stage,
+                             int base, Mbarrier *full) const {
+#if BOXED
+    if (isWhole(base)) {
+      copies.take(full, VALUES_SIZE, [&] {
+        copyBoxes<N, 0, VALUE>(stage, maps.v, head, start + base, full);
+      });
+      return;
+    }
+#endif
+    copyTile<N, 0, VALUE>(stage, from.v, from.valueStride, base, end);
+    copies.commit(full);
   }
 };
-#endif
 
-__device__ inline void copyAll(const Call &u, T *tileQ, T *stagesK, T *stagesV,
-                               Barriers &barriers, int count, int tiles,
-                               int sequences) {
-  Copies copies = {0};
-  Turn turn = {0, 0};
-#if !LATENT
-  DueValues values = {{0, 0}, 0, 0, 0};
+__device__ inline void copyQueries(const Call &u, Copies &copies,
+                                   const Maps &maps, T *tileQ,
+                                   const DenseTile &tile, Mbarrier *full) {
+  QueryRows rows = tile.rows(u);
+#if BOXED
+  if (rows.count >= ROWS) {
+    copies.take(full, tileSize(ROWS, KEY), [&] {
+      int query = tile.s.queryStart + tile.row0 / UNIT;
+      copyBoxes<ROWS, 0, WIDTH>(tileQ, maps.q, tile.head0, query, full);
+#if ROPE > 0
+      copyBoxes<ROWS, WIDTH, ROPE>(tileQ, maps.qRope, tile.head0, query, full);
 #endif
+    });
+    return;
+  }
+#endif
+  copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
+#if ROPE > 0
+  copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
+#endif
+  copies.commit(full);
+}
+
+__device__ inline void copyAll(const Call &u, const Maps &maps, T *tileQ,
+                               T *stagesK, T *stagesV, Barriers &barriers,
+                               int count, int tiles, int sequences) {
+  Copies copies = {0};
+  Turn turn = {0, 0}, turnV = {0, 0};
   unsigned parity = 0;
   clearBehind<ROWS, WIDTH + ROPE>(tileQ);
 #pragma unroll
   for (int n = 0; n < STAGES; n++) {
     clearBehind<N, WIDTH + ROPE>(stagesK + n * KEYS_SIZE);
   }
+  auto copyKeys = [&](const KeyTiles &keys, int base) {
+    copies.claim(&barriers.keysFree[turn.stage], turn.parity);
+    keys.copyKeys(copies, maps, stagesK + turn.stage * KEYS_SIZE, base,
+                  &barriers.keys[turn.stage]);
+    turn.next();
+  };
+  auto copyValues = [&](const KeyTiles &keys, int base) {
+#if !LATENT
+    copies.claim(&barriers.valuesFree[turnV.stage], turnV.parity);
+    keys.copyValues(copies, maps, stagesV + turnV.stage * VALUES_SIZE, base,
+                    &barriers.values[turnV.stage]);
+    turnV.next();
+#endif
+  };
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
-    Source from = sourceOf(u, tile.s, tile.head0 / (u.heads / u.keyHeads));
-    QueryRows rows = tile.rows(u);
-    // A tile's keys go before the values of the tile before it, but for the last
-    // ones of other rows. Queries come last: there is no place for them until all
-    // others have been multiplied.
-    int base = tile.first;
-    do {
-#if !LATENT
-      if (base == tile.first) values.copy(copies, stagesV, barriers);
-#endif
-      if (base < tile.end) {
-        T *stage = stagesK + turn.stage * KEYS_SIZE;
-        copies.claim(&barriers.keysFree[turn.stage], turn.parity);
-        copyTile<N, 0, WIDTH>(stage, from.k, from.keyStride, base, tile.end);
-#if ROPE > 0
-        copyTile<N, WIDTH, ROPE>(stage, from.kRope, ROPE, base, tile.end);
-#endif
-        copies.commit(&barriers.keys[turn.stage]);
-        turn.next();
-      }
-#if !LATENT
-      values.copy(copies, stagesV, barriers);
-      if (base < tile.end) values.set(from, base, tile.end);
-#endif
-      if (base == tile.first) {
-        copies.claim(&barriers.queriesFree, parity);
-        copyChunks<ROWS, 0, WIDTH>(tileQ, u.q, WIDTH, rows);
-#if ROPE > 0
-        copyChunks<ROWS, WIDTH, ROPE>(tileQ, u.qRope, ROPE, rows);
-#endif
-        copies.commit(&barriers.queries);
-        parity ^= 1;
-      }
-      base += N;
-    } while (base < tile.end);
+    KeyTiles keys(u, tile);
+    // Keys go before the values of the tile before. Queries come last: there is
+    // no place for them until all others have been multiplied.
+    if (tile.first < tile.end) copyKeys(keys, tile.first);
+    copies.claim(&barriers.queriesFree, parity);
+    copyQueries(u, copies, maps, tileQ, tile, &barriers.queries);
+    parity ^= 1;
+    for (int base = tile.first; base < tile.end; base += N) {
+      if (base + N < tile.end) copyKeys(keys, base + N);
+      copyValues(keys, base);
+    }
   }
-#if !LATENT
-  values.copy(copies, stagesV, barriers);
-#endif
   copies.announce<0>();
 }
 
@@ -135,6 +179,31 @@ typedef LaneMasks Masks;
 #else
 typedef NoMasks Masks;
 #endif
+
+/** A tile of rows, and what a lane knows of its own two. */
+struct OwnRows {
+  DenseTile tile;
+  LaneRows rows;
+  Whole whole;
+  Masks masks;
+};
+
+/** The block's tiles of rows, one by one. */
+struct RowTiles {
+  int count, tiles, sequences, round;
+
+  __device__ bool isLast() const { return turnOf(round) >= count; }
+  /** Whether the next one has rows. */
+  __device__ bool next(const Call &u, OwnRows &own, int group, int row) {
+    if (isLast() || !own.tile.open(u, turnOf(round++), tiles, sequences)) {
+      return false;
+    }
+    own.rows.set(u, own.tile, row);
+    own.whole.set(u, own.tile, 64 * group);
+    own.masks.set(u, own.tile, row);
+    return true;
+  }
+};
 
 /** A lane's rows of a softmax that goes on. */
 struct Softmax {
@@ -230,8 +299,14 @@ struct Softmax {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperForward(Call u, T *o, float *lse, int count, int tiles,
-                  int sequences) {
+    hopperForward(
+#if BOXED
+        const __grid_constant__ Maps maps,
+#endif
+        Call u, T *o, float *lse, int count, int tiles, int sequences) {
+#if !BOXED
+  constexpr Maps maps = {};
+#endif
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
   T *tileQ = tilesIn(memory);
@@ -253,7 +328,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   if (group == GROUPS) {
     giveRegisters<COPYING>();
-    copyAll(u, tileQ, stagesK, stagesV, barriers, count, tiles, sequences);
+    copyAll(u, maps, tileQ, stagesK, stagesV, barriers, count, tiles,
+            sequences);
     return;
   }
   takeRegisters<COMPUTING>();
@@ -267,15 +343,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   unsigned parity = 0;
   // Whose products are started first alternates.
   if (group == GROUPS - 1) arriveAt(FIRST_TURN, 2 * GROUP);
-  for (int round = 0, number; (number = turnOf(round)) < count; round++) {
-    DenseTile tile;
-    if (!tile.open(u, number, tiles, sequences)) continue;
-    LaneRows rows;
-    rows.set(u, tile, row);
-    Whole whole;
-    whole.set(u, tile, 64 * group);
-    Masks masks;
-    masks.set(u, tile, row);
+  RowTiles all = {count, tiles, sequences, 0};
+  OwnRows own;
+  bool isOpen = false;
+  while (true) {
+    while (!isOpen && !all.isLast()) isOpen = all.next(u, own, group, row);
+    if (!isOpen) break;
+    const DenseTile tile = own.tile;
     Softmax softmax = {{-INFINITE, -INFINITE}, {0, 0}, {1, 1}};
     // Sums of columns behind the values are of no use.
     float sums[VALUES / 8][4];
@@ -301,20 +375,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         arriveWarp(LATENT ? &barriers.keysFree[at.stage]
                           : &barriers.valuesFree[at.stage]);
       };
-      masks.load(tile.first);
+      own.masks.load(tile.first);
       await(&barriers.keys[turn.stage], turn.parity);
       wgmmaFence();
       startScores();
       wgmmaWait<0>();
       hold(scores);
       if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
-      if (!whole.has(tile.first)) rows.hide(scores, -INFINITE, tile.first);
-      softmax.weigh(scores, scale, masks);
+      if (!own.whole.has(tile.first)) own.rows.hide(scores, -INFINITE, tile.first);
+      softmax.weigh(scores, scale, own.masks);
       operandsOf(weights, scores);
       Turn before = turn;
       turn.next();
       for (int base = tile.first + N; base < tile.end; base += N) {
-        masks.load(base);
+        own.masks.load(base);
         await(&barriers.keys[turn.stage], turn.parity);
         meetAt(FIRST_TURN + group, 2 * GROUP);
         hold(weights);
@@ -326,8 +400,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         wgmmaWait<1>();
         hold(scores);
         if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
-        if (!whole.has(base)) rows.hide(scores, -INFINITE, base);
-        bool fades = softmax.weigh(scores, scale, masks);
+        if (!own.whole.has(base)) own.rows.hide(scores, -INFINITE, base);
+        bool fades = softmax.weigh(scores, scale, own.masks);
         // In branches: else the compiler waits first, and weighs behind it.
         if (fades) {
           wgmmaWait<0>();
@@ -351,10 +425,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       hold(weights);
       hold(sums);
       startSums(before, tile.first + N < tile.end);
+      // Under them: what comes next.
+      isOpen = all.next(u, own, group, row);
       wgmmaWait<0>();
       hold(sums);
       free(before);
     } else {
+      isOpen = false;
       arriveWarp(&barriers.queriesFree);
       clear(sums);
     }
@@ -362,18 +439,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float all = softmax.total[half];
-      all += __shfl_xor_sync(0xffffffff, all, 1);
-      all += __shfl_xor_sync(0xffffffff, all, 2);
+      float sum = softmax.total[half];
+      sum += __shfl_xor_sync(0xffffffff, sum, 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
       i64 index = tile.rows(u).numberOf(row + 8 * half);
-      emitRow(sums, half, all == 0 ? 0 : 1 / all,
+      bool isRow = index >= 0;
+      T *to = o + (isRow ? index * VALUE : 0);
+      emitRow(sums, half, sum == 0 ? 0 : 1 / sum,
               [&](int c, unsigned low, unsigned high) {
-                bool isValue = index >= 0 && c < VALUE;
-                if (isValue) storeFour(o + index * VALUE + c, low, high);
+                storePairIf(isRow && c < VALUE, to + c, low, high);
               });
-      if (laneColumn() > 0 || index < 0) continue;
+      if (laneColumn() > 0 || !isRow) continue;
       lse[index] =
-          all == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(all);
+          sum == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(sum);
     }
   }
   // Nobody leaves while a turn is still given.

@@ -182,6 +182,37 @@ __device__ inline void await(Mbarrier *barrier, unsigned parity) {
 }
 
 /**
+ * A tensor `[rows, heads, columns]` as copies of boxes see it (5.5), which the
+ * driver makes: cuTensorMapEncodeTiled.
+ */
+struct alignas(64) Boxes {
+  unsigned long long words[16];
+};
+/** Arrives, and the phase waits for so many bytes of copies. */
+__device__ inline void arriveExpecting(Mbarrier *barrier, int bytes) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(barrier);
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :
+               : "r"(address), "r"(bytes)
+               : "memory");
+}
+/**
+ * cp.async.bulk.tensor (9.7.9.25.5): the box from there on, zeros outside of the
+ * tensor, in the layout of 128-byte swizzle; `barrier` counts the bytes.
+ */
+__device__ inline void copyBox(void *shared, const Boxes &boxes, int column,
+                               int head, int row, Mbarrier *barrier) {
+  unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+  unsigned counts = (unsigned)__cvta_generic_to_shared(barrier);
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile"
+               ".mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+               :
+               : "r"(to), "l"(&boxes), "r"(column), "r"(head), "r"(row),
+                 "r"(counts)
+               : "memory");
+}
+
+/**
  * wgmma.mma_async (9.7.15.5.2), m64nNk16: d = a b + (more ? d : 0), in f32. The
  * warps of the group have 16 rows each, laid out in a and d as those of mma. a
  * in registers or, rows of k, TRANSPOSED_A rows of m, in shared memory; b there

@@ -231,6 +231,24 @@ __device__ inline void clearBehind(T *tile) {
   }
 }
 
+/**
+ * Whether whole tiles come as boxes of 64 columns, which the card copies by
+ * itself: rotary columns begin with a chunk, and a tile has whole queries.
+ */
+#define BOXED ((ROPE == 0 || WIDTH % 64 == 0) && ROWS % UNIT == 0)
+
+#if BOXED
+/** The columns of COUNT rows, from column FIRST of a tile on. */
+template <int COUNT, int FIRST, int COLUMNS>
+__device__ inline void copyBoxes(T *tile, const Boxes &boxes, int head, int row,
+                                 Mbarrier *full) {
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c += 64) {
+    copyBox(tile + (FIRST + c) * COUNT, boxes, c, head, row, full);
+  }
+}
+#endif
+
 /** A place in a ring of tiles, and the parity of its phase. */
 template <int PLACES> struct TurnOf {
   int stage;
@@ -283,6 +301,18 @@ struct Copies {
     cpAsyncCommit();
     announce<1>();
     due = full;
+  }
+  /** A tile of so many elements, in boxes that `copy` asks for. */
+  template <typename Copy>
+  __device__ void take(Mbarrier *full, int elements, Copy copy) {
+    if (threadIdx.x % GROUP == 0) {
+      arriveExpecting(full, elements * sizeof(T));
+      copy();
+    } else if (threadIdx.x % 32 == 0) {
+      arrive(full);
+    }
+    __syncwarp();
+    announce<0>();
   }
 };
 

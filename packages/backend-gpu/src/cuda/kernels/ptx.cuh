@@ -35,6 +35,19 @@ __device__ inline unsigned bfloatsOfFloats(float low, float high) {
   return y;
 }
 
+/** st: where it is, without a branch around it. */
+__device__ inline void storePairIf(bool isThere, void *at, unsigned low,
+                                   unsigned high) {
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.u32 p, %0, 0;\n"
+               "@p st.global.v2.b32 [%1], {%2, %3};\n"
+               "}"
+               :
+               : "r"((unsigned)isThere), "l"(at), "r"(low), "r"(high)
+               : "memory");
+}
+
 /** ex2 (9.7.3.22): 2^x within 2 ulp; subnormal numbers are 0. */
 __device__ inline float exp2Fast(float x) {
   float y;
