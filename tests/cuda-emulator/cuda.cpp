@@ -415,17 +415,21 @@ int cuTensorMapEncodeTiled(AsaBoxes *out, int type, unsigned rank,
   return CUDA_SUCCESS;
 }
 
-/** Arguments come packed: BUFFER_POINTER, where, BUFFER_SIZE, where, END. */
+/**
+ * Arguments come packed: BUFFER_POINTER, where, BUFFER_SIZE, where, END; or as
+ * one parameter.
+ */
 int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
                    unsigned x, unsigned y, unsigned z, unsigned sharedBytes,
                    uint64_t stream, void **single, void **packed) {
   Function *function = find<Function>(handle);
   if (!function) return CUDA_ERROR_INVALID_HANDLE;
-  if (single || packed[0] != (void *)1 || packed[2] != (void *)2) {
-    return fail(CUDA_ERROR_INVALID_VALUE, "arguments must be packed");
+  bool isPacked = packed && packed[0] == (void *)1 && packed[2] == (void *)2;
+  if (isPacked == (single != nullptr)) {
+    return fail(CUDA_ERROR_INVALID_VALUE, "arguments must be packed, or one");
   }
-  const char *arguments = (const char *)packed[1];
-  size_t bytes = *(size_t *)packed[3];
+  const char *arguments = (const char *)(single ? single[0] : packed[1]);
+  size_t bytes = single ? function->kernel->argumentBytes : *(size_t *)packed[3];
   Launch launch = {function->name, function->kernel, function->module,
                    {gx, gy, gz}, {x, y, z}, sharedBytes,
                    {arguments, arguments + bytes}};

@@ -33,7 +33,7 @@ import {
   type KernelContext,
   reasonAgainst,
 } from './kernels';
-import { type Boxes, type Launch, packArguments } from './launch';
+import { type Boxes, isBoxes, type Launch, packArguments } from './launch';
 import { Memory, memoryOf } from './memory';
 import { type Product, Products } from './products';
 import { Recorded } from './recording';
@@ -283,6 +283,7 @@ export class CudaBackend implements Backend, KernelContext {
       launch.sharedBytes ?? 0,
       bytes,
       this.stream,
+      isBoxes(launch.arguments[0]),
     );
   }
 

@@ -65,10 +65,11 @@ export class Driver {
   /** The failure that ended the context; every call throws it again. */
   private lost: DeviceLostError | undefined;
   /** Packed arguments of a launch, and how `cuLaunchKernel` is told of them. */
-  private readonly packed = new NativeMemory(ARGUMENT_BYTES + 48);
+  private readonly packed = new NativeMemory(ARGUMENT_BYTES + 56);
   readonly argumentBytes = this.packed.bytes.subarray(0, ARGUMENT_BYTES);
   private readonly argumentSize: BigUint64Array;
   private readonly extra: number;
+  private readonly single: number;
   /** Where boxes are encoded, on a multiple of 64 bytes. */
   private readonly maps = new NativeMemory(BOXES_BYTES + 63);
   private readonly mapAddress = Math.ceil(this.maps.address / 64) * 64;
@@ -83,12 +84,15 @@ export class Driver {
     const tail = new BigUint64Array(
       bytes.buffer,
       bytes.byteOffset + ARGUMENT_BYTES,
-      6,
+      7,
     );
     const sizeAt = address + ARGUMENT_BYTES + 40;
-    tail.set([1n, BigInt(address), 2n, BigInt(sizeAt), 0n, 0n]);
+    // Behind them: where the one parameter is.
+    const start = BigInt(address);
+    tail.set([1n, start, 2n, BigInt(sizeAt), 0n, 0n, start]);
     this.argumentSize = tail.subarray(5);
     this.extra = address + ARGUMENT_BYTES;
+    this.single = sizeAt + 8;
   }
 
   init(): void {
@@ -318,7 +322,10 @@ export class Driver {
     return this.mapBytes;
   }
 
-  /** Launches a kernel with the first bytes of `argumentBytes`. */
+  /**
+   * Launches a kernel with the first bytes of `argumentBytes`.
+   * @param isSingle they are one structure, its only parameter.
+   */
   launch(
     kernel: CudaFunction,
     [x, y = 1, z = 1]: readonly [x: number, y?: number, z?: number],
@@ -326,6 +333,7 @@ export class Driver {
     sharedBytes: number,
     argumentBytes: number,
     stream: CudaStream,
+    isSingle = false,
   ): void {
     this.argumentSize[0] = BigInt(argumentBytes);
     const [tx, ty = 1] = threads;
@@ -339,8 +347,8 @@ export class Driver {
       1,
       sharedBytes,
       stream,
-      0,
-      this.extra,
+      isSingle ? this.single : 0,
+      isSingle ? 0 : this.extra,
     );
     if (status !== 0) this.check('cuLaunchKernel', status);
   }

@@ -31,6 +31,9 @@ export const i32 = (value: number): Scalar => ({ type: 'i32', value });
 export const i64 = (value: number): Scalar => ({ type: 'i64', value });
 export const f32 = (value: number): Scalar => ({ type: 'f32', value });
 
+export const isBoxes = (argument: Argument): argument is Boxes =>
+  argument !== undefined && 'type' in argument && argument.type === 'boxes';
+
 /** Boxes of so many rows and heads. */
 export function boxes(tensor: Tensor, rows: number, heads = 1): Boxes {
   const [all = 1, own = 1, columns = 1] = tensor.shape;
@@ -40,7 +43,9 @@ export function boxes(tensor: Tensor, rows: number, heads = 1): Boxes {
 
 /**
  * One kernel launch. Arguments stand in the order of the kernel's parameters;
- * structures are given field by field, in the same order.
+ * structures are given field by field, in the same order. Where boxes come first,
+ * one structure is all that the kernel takes: on which multiple of 64 a
+ * parameter starts is not the host's to know.
  */
 export interface Launch {
   readonly file: KernelFile;
@@ -70,7 +75,7 @@ export function packArguments(
 ): number {
   let at = 0;
   for (const value of values) {
-    if (value !== undefined && 'type' in value && value.type === 'boxes') {
+    if (isBoxes(value)) {
       at = Math.ceil(at / 64) * 64;
       const { buffer, byteOffset } = memory;
       new Uint8Array(buffer, byteOffset + at).set(encode(value));

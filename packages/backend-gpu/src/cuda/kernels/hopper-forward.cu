@@ -30,6 +30,17 @@ struct Maps {
 struct Maps {};
 #endif
 
+/** One structure: only then is it known where boxes lie. */
+struct Arguments {
+#if BOXED
+  Maps maps;
+#endif
+  Call u;
+  T *o;
+  float *lse;
+  int count, tiles, sequences;
+};
+
 /** The keys and values of a row tile's walk, by tiles. */
 struct KeyTiles {
   Source from;
@@ -299,14 +310,13 @@ struct Softmax {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperForward(
+    hopperForward(const __grid_constant__ Arguments of) {
 #if BOXED
-        const __grid_constant__ Maps maps,
-#endif
-        Call u, T *o, float *lse, int count, int tiles, int sequences) {
-#if !BOXED
+  const Maps &maps = of.maps;
+#else
   constexpr Maps maps = {};
 #endif
+  const Call &u = of.u;
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
   T *tileQ = tilesIn(memory);
@@ -328,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   if (group == GROUPS) {
     giveRegisters<COPYING>();
-    copyAll(u, maps, tileQ, stagesK, stagesV, barriers, count, tiles,
-            sequences);
+    copyAll(u, maps, tileQ, stagesK, stagesV, barriers, of.count, of.tiles,
+            of.sequences);
     return;
   }
   takeRegisters<COMPUTING>();
@@ -343,7 +353,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   unsigned parity = 0;
   // Whose products are started first alternates.
   if (group == GROUPS - 1) arriveAt(FIRST_TURN, 2 * GROUP);
-  RowTiles all = {count, tiles, sequences, 0};
+  RowTiles all = {of.count, of.tiles, of.sequences, 0};
   OwnRows own;
   bool isOpen = false;
   while (true) {
@@ -444,13 +454,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       sum += __shfl_xor_sync(0xffffffff, sum, 2);
       i64 index = tile.rows(u).numberOf(row + 8 * half);
       bool isRow = index >= 0;
-      T *to = o + (isRow ? index * VALUE : 0);
+      T *to = of.o + (isRow ? index * VALUE : 0);
       emitRow(sums, half, sum == 0 ? 0 : 1 / sum,
               [&](int c, unsigned low, unsigned high) {
                 storePairIf(isRow && c < VALUE, to + c, low, high);
               });
       if (laneColumn() > 0 || !isRow) continue;
-      lse[index] =
+      of.lse[index] =
           sum == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(sum);
     }
   }
