@@ -40,25 +40,32 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const float *P =
       importance + (ranks.rowOf(s, leader) * ranks.groups + group) * ranks.places;
   int own = t / u.blockSize + 1;
-  int forced = min(own, min(u.initial, own) + min(u.local, own));
-  int wanted = u.count - forced;
-  auto isForced = [&](int j) { return j < u.initial || j + u.local >= own; };
-  // Bits of what is not negative have the order of the numbers; 0 for blocks
-  // that are no choice.
+  int wanted = u.count;
+  // Bits of what is not negative have the order of the numbers. Blocks that are
+  // forced are before all others; 0 is none.
   auto rank = [&](int n) {
     int j = 32 * n + lane;
-    bool isOther = j < own && !isForced(j);
-    return isOther ? (__float_as_uint(P[j]) & 0x7fffffff) + 1 : 0;
+    if (j >= own) return 0u;
+    bool isForced = j < u.initial || j + u.local >= own;
+    return isForced ? ~0u : (__float_as_uint(P[j]) & 0x7fffffff) + 1;
   };
-  unsigned held[HELD > 0 ? HELD : 1];
-#pragma unroll
-  for (int n = 0; n < HELD; n++) held[n] = rank(n);
+  unsigned held[HELD > 0 ? HELD : 1] = {};
   auto rankOf = [&](int n) { return HELD > 0 ? held[HELD > 0 ? n : 0] : rank(n); };
   int steps = HELD > 0 ? HELD : (own + 31) / 32;
+  // Registers have constant numbers, so it is asked now and then where to end.
+  auto isBehind = [&](int n) { return HELD > 4 && n % 4 == 0 && 32 * n >= own; };
+#pragma unroll
+  for (int n = 0; n < HELD; n++) {
+    if (isBehind(n)) break;
+    held[n] = rank(n);
+  }
   auto reach = [&](unsigned least) {
     int reached = 0;
 #pragma unroll
-    for (int n = 0; n < steps; n++) reached += rankOf(n) >= least;
+    for (int n = 0; n < steps; n++) {
+      if (isBehind(n)) break;
+      reached += rankOf(n) >= least;
+    }
     return warpSum(reached);
   };
 
@@ -83,10 +90,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   // are above that, and are all that has to be searched.
   unsigned least = 0;
   int room = wanted;
-  if (own - forced > wanted) {
+  if (own > wanted) {
     unsigned most = 0, second = 0;
 #pragma unroll
     for (int n = 0; n < steps; n++) {
+      if (isBehind(n)) break;
       unsigned bits = rankOf(n);
       second = max(second, min(most, bits));
       most = max(most, bits);
@@ -97,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int found = 0;
 #pragma unroll
     for (int n = 0; n < steps; n++) {
+      if (isBehind(n)) break;
       unsigned bits = rankOf(n);
       unsigned is = __ballot_sync(0xffffffff, bits >= low);
       if (is == 0) continue;
@@ -121,18 +130,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   int place = 0;
 #pragma unroll
   for (int n = 0; n < steps; n++) {
-    int j = 32 * n + lane;
+    if (isBehind(n)) break;
     unsigned bits = rankOf(n);
-    bool isKept = j < own && isForced(j);
     bool reaches = bits > 0 && bits >= least;
-    if (!__any_sync(0xffffffff, isKept || reaches)) continue;
-    bool equals = reaches && bits == least;
-    unsigned alike = __ballot_sync(0xffffffff, equals);
+    if (!__any_sync(0xffffffff, reaches)) continue;
+    bool equals = bits == least;
+    unsigned alike = __ballot_sync(0xffffffff, reaches && equals);
     bool isFirst = __popc(alike & before) < room;
-    bool isChosen = isKept || (reaches && (!equals || isFirst));
+    bool isChosen = reaches && (!equals || isFirst);
     room -= min(room, __popc(alike));
     unsigned chosen = __ballot_sync(0xffffffff, isChosen);
-    if (isChosen) list[place + __popc(chosen & before)] = j;
+    if (isChosen) list[place + __popc(chosen & before)] = 32 * n + lane;
     place += __popc(chosen);
   }
 }
