@@ -43,22 +43,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   int wanted = u.count;
   // Bits of what is not negative have the order of the numbers. Blocks that are
   // forced are before all others; 0 is none.
-  auto rank = [&](int n) {
+  auto load = [&](int n) {
     int j = 32 * n + lane;
-    if (j >= own) return 0u;
-    bool isForced = j < u.initial || j + u.local >= own;
-    return isForced ? ~0u : (__float_as_uint(P[j]) & 0x7fffffff) + 1;
+    return j < own ? __float_as_uint(P[j]) : 0;
   };
-  unsigned held[HELD > 0 ? HELD : 1] = {};
-  auto rankOf = [&](int n) { return HELD > 0 ? held[HELD > 0 ? n : 0] : rank(n); };
-  int steps = HELD > 0 ? HELD : (own + 31) / 32;
-  // Registers have constant numbers, so it is asked now and then where to end.
+  auto rank = [&](int n, unsigned bits) {
+    int j = 32 * n + lane;
+    bool isForced = j < u.initial || j + u.local >= own;
+    unsigned known = isForced ? ~0u : (bits & 0x7fffffff) + 1;
+    return j < own ? known : 0;
+  };
+  // All are on their way at once, as 0 behind the list's own block. Where they
+  // are used it is asked now and then whether that is all.
   auto isBehind = [&](int n) { return HELD > 4 && n % 4 == 0 && 32 * n >= own; };
+  unsigned held[HELD > 0 ? HELD : 1];
+#pragma unroll
+  for (int n = 0; n < HELD; n++) held[n] = load(n);
 #pragma unroll
   for (int n = 0; n < HELD; n++) {
     if (isBehind(n)) break;
-    held[n] = rank(n);
+    held[n] = rank(n, held[n]);
   }
+  auto rankOf = [&](int n) {
+    return HELD > 0 ? held[HELD > 0 ? n : 0] : rank(n, load(n));
+  };
+  int steps = HELD > 0 ? HELD : (own + 31) / 32;
   auto reach = [&](unsigned least) {
     int reached = 0;
 #pragma unroll

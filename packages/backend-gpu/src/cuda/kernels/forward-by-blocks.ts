@@ -39,6 +39,12 @@ const MOST_BLOCKS = 16_384;
 /** Items that have been taken, and row tables. */
 const TABLE_BYTES = 512;
 
+/**
+ * Scratch memory for parts, of what gradients have: each range of chunks is two
+ * launches, which take a while until all have work, and until the last is done.
+ */
+const RANGE_SHARE = 2;
+
 /** The cut, and how leaders are cut into chunks. */
 export type ForwardBlocksTile = FlashTile & {
   /** Leaders of a chunk, and chunks of a unit of heads. */
@@ -72,7 +78,7 @@ export function forwardBlocksTile(
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
   const perLeader = length * 16 * 2 * columns.values;
-  const room = Math.floor(partBytes(facts) / perLeader);
+  const room = Math.floor((RANGE_SHARE * partBytes(facts)) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
   const units = shape.heads / unitHeads;

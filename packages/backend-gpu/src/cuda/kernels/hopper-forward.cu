@@ -7,10 +7,18 @@
 #define LAG 8
 /** Barriers of the block: whose turn it is to start products. */
 #define FIRST_TURN 1
+/** Registers of scores, weights, sums and queries, which leave enough. */
+#define HELD_MOST 192
 
 /** Elements of a stage. */
 constexpr int KEYS_SIZE = tileSize(N, KEY);
 constexpr int VALUES_SIZE = LATENT ? 0 : tileSize(N, VALUE);
+
+/**
+ * Whether queries stay in registers: products read only keys then, and the next
+ * queries come while these are multiplied.
+ */
+constexpr bool HOLDS = N * 3 / 4 + VALUES / 2 + KEY / 4 <= HELD_MOST;
 
 struct Barriers {
   Mbarrier queries, queriesFree;
@@ -142,8 +150,9 @@ __device__ inline void copyAll(const Call &u, const Maps &maps, T *tileQ,
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
     KeyTiles keys(u, tile);
-    // Keys go before the values of the tile before. Queries come last: there is
-    // no place for them until all others have been multiplied.
+    // Keys go before the values of the tile before. Queries come behind them:
+    // where they are not held, there is no place for them until all others have
+    // been multiplied.
     if (tile.first < tile.end) copyKeys(keys, tile.first);
     copies.claim(&barriers.queriesFree, parity);
     copyQueries(u, copies, maps, tileQ, tile, &barriers.queries);
@@ -364,19 +373,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Sums of columns behind the values are of no use.
     float sums[VALUES / 8][4];
     await(&barriers.queries, parity);
+    unsigned queries[KEY / 16][4];
+    if (HOLDS) {
+      loadRows<ROWS, KEY>(queries, tileQ, threadIdx.x / 32 * 16);
+      arriveWarp(&barriers.queriesFree);
+    }
     if (tile.first < tile.end) {
       float scores[N / 8][4];
       unsigned weights[N / 16][4];
       auto startScores = [&] {
-        multiplyTiles<KEY, ROWS, N>(
-            scores, placeQ, placeK + turn.stage * (KEYS_SIZE * 2 / 16));
+        MatrixPlace keys = placeK + turn.stage * (KEYS_SIZE * 2 / 16);
+        if (HOLDS) {
+          multiplyHeld<KEY, N>(scores, queries, keys);
+        } else {
+          multiplyTiles<KEY, ROWS, N>(scores, placeQ, keys);
+        }
         wgmmaCommit();
       };
+      auto awaitValues = [&](const Turn &at) {
+        if (!LATENT) await(&barriers.values[at.stage], at.parity);
+      };
       auto startSums = [&](const Turn &at, int more) {
-#if !LATENT
-        await(&barriers.values[at.stage], at.parity);
-#endif
-        wgmmaFence();
         multiplyWeights(sums, weights, placeV + at.stage * (STAGE_V * 2 / 16),
                         more);
         wgmmaCommit();
@@ -387,6 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       };
       own.masks.load(tile.first);
       await(&barriers.keys[turn.stage], turn.parity);
+      if (HOLDS) hold(queries);
       wgmmaFence();
       startScores();
       wgmmaWait<0>();
@@ -400,11 +418,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int base = tile.first + N; base < tile.end; base += N) {
         own.masks.load(base);
         await(&barriers.keys[turn.stage], turn.parity);
+        // Behind products of held queries the compiler has no wait begin.
+        if (HOLDS) awaitValues(before);
         meetAt(FIRST_TURN + group, 2 * GROUP);
+        if (HOLDS) hold(queries);
         hold(weights);
         hold(sums);
         wgmmaFence();
         startScores();
+        if (!HOLDS) {
+          awaitValues(before);
+          wgmmaFence();
+        }
         startSums(before, base > tile.first + N);
         arriveAt(FIRST_TURN + 1 - group, 2 * GROUP);
         wgmmaWait<1>();
@@ -431,18 +456,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         before = turn;
         turn.next();
       }
-      arriveWarp(&barriers.queriesFree);
+      if (!HOLDS) arriveWarp(&barriers.queriesFree);
+      awaitValues(before);
       hold(weights);
       hold(sums);
+      wgmmaFence();
       startSums(before, tile.first + N < tile.end);
       // Under them: what comes next.
-      isOpen = all.next(u, own, group, row);
+      if (!HOLDS) isOpen = all.next(u, own, group, row);
       wgmmaWait<0>();
       hold(sums);
+      if (HOLDS) isOpen = false;
       free(before);
     } else {
       isOpen = false;
-      arriveWarp(&barriers.queriesFree);
+      if (!HOLDS) arriveWarp(&barriers.queriesFree);
       clear(sums);
     }
     parity ^= 1;

@@ -78,6 +78,31 @@ __device__ inline void multiplyTiles(float (&d)[COLUMNS][4], MatrixPlace a,
   }
 }
 
+/** The same of a warp's 16 rows of a, which are in registers. */
+template <int DEPTH, int B_ROWS, int COLUMNS>
+__device__ inline void multiplyHeld(float (&d)[COLUMNS][4],
+                                    const unsigned (&a)[DEPTH / 16][4],
+                                    MatrixPlace b) {
+  forget(d);
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    multiply<false>(d, a[k], b + columnStep<B_ROWS>(k), k > 0, T());
+  }
+}
+
+/** Rows `first .. first + 16` of a tile of A_ROWS rows to registers. */
+template <int A_ROWS, int DEPTH>
+__device__ inline void loadRows(unsigned (&a)[DEPTH / 16][4], const T *tile,
+                                int first) {
+  int lane = threadIdx.x % 32;
+  int row = first + lane % 16;
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) {
+    const T *chunk = tile + k / 4 * A_ROWS * 64 + row * 64;
+    loadMatrices<false>(a[k], chunk + ((k % 4 * 2 + lane / 16) ^ row % 8) * 8);
+  }
+}
+
 /** d += a b of a tile of A_ROWS rows, of DEPTH rows of b. */
 template <int DEPTH, int A_ROWS, int COLUMNS>
 __device__ inline void addProduct(float (&d)[COLUMNS][4], MatrixPlace a,

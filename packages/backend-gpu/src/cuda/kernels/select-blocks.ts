@@ -36,7 +36,7 @@ const BLOCKS = 4;
  * all have work, 35 us.
  */
 const scratchBytes = ({ totalBytes }: DeviceFacts) =>
-  Math.min(2 ** 28, totalBytes / 128);
+  Math.min(2 ** 30, totalBytes / 64);
 
 export const selectBlocksKernels = (
   context: KernelContext,
