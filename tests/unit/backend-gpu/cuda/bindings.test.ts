@@ -94,6 +94,7 @@ function kindOf(parameter: string): number {
   if (/^(CUresult|CUfunction_attribute|CUdevice_attribute)\b/.test(parameter)) {
     return 4;
   }
+  if (/^(cuuint32_t|CUtensorMap[A-Z]\w+)\b/.test(parameter)) return 4;
   return /^CUstreamCaptureMode\b/.test(parameter) ? 4 : 8;
 }
 

@@ -16,9 +16,10 @@ constexpr int VALUES_SIZE = LATENT ? 0 : tileSize(N, VALUE);
 
 /**
  * Whether queries stay in registers: products read only keys then, and the next
- * queries come while these are multiplied.
+ * queries come while these are multiplied. Windows and masks need registers.
  */
-constexpr bool HOLDS = N * 3 / 4 + VALUES / 2 + KEY / 4 <= HELD_MOST;
+constexpr bool HOLDS =
+    VIEW == COMPRESSED && N * 3 / 4 + VALUES / 2 + KEY / 4 <= HELD_MOST;
 
 struct Barriers {
   Mbarrier queries, queriesFree;
@@ -125,7 +126,7 @@ __device__ inline void copyAll(const Call &u, const Maps &maps, T *tileQ,
                                T *stagesK, T *stagesV, Barriers &barriers,
                                int count, int tiles, int sequences) {
   Copies copies = {0};
-  Turn turn = {0, 0}, turnV = {0, 0};
+  Turn turn = {0, 0};
   unsigned parity = 0;
   clearBehind<ROWS, WIDTH + ROPE>(tileQ);
 #pragma unroll
@@ -138,14 +139,15 @@ __device__ inline void copyAll(const Call &u, const Maps &maps, T *tileQ,
                   &barriers.keys[turn.stage]);
     turn.next();
   };
-  auto copyValues = [&](const KeyTiles &keys, int base) {
 #if !LATENT
+  Turn turnV = {0, 0};
+  auto copyValues = [&](const KeyTiles &keys, int base) {
     copies.claim(&barriers.valuesFree[turnV.stage], turnV.parity);
     keys.copyValues(copies, maps, stagesV + turnV.stage * VALUES_SIZE, base,
                     &barriers.values[turnV.stage]);
     turnV.next();
-#endif
   };
+#endif
   for (int round = 0, number; (number = turnOf(round)) < count; round++) {
     DenseTile tile;
     if (!tile.open(u, number, tiles, sequences)) continue;
@@ -159,7 +161,9 @@ __device__ inline void copyAll(const Call &u, const Maps &maps, T *tileQ,
     parity ^= 1;
     for (int base = tile.first; base < tile.end; base += N) {
       if (base + N < tile.end) copyKeys(keys, base + N);
+#if !LATENT
       copyValues(keys, base);
+#endif
     }
   }
   copies.announce<0>();
