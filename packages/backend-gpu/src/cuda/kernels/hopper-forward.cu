@@ -323,13 +323,13 @@ struct Softmax {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperForward(const __grid_constant__ Arguments of) {
+    hopperForward(const __grid_constant__ Arguments given) {
 #if BOXED
-  const Maps &maps = of.maps;
+  const Maps &maps = given.maps;
 #else
   constexpr Maps maps = {};
 #endif
-  const Call &u = of.u;
+  const Call &u = given.u;
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
   T *tileQ = tilesIn(memory);
@@ -351,8 +351,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   if (group == GROUPS) {
     giveRegisters<COPYING>();
-    copyAll(u, maps, tileQ, stagesK, stagesV, barriers, of.count, of.tiles,
-            of.sequences);
+    copyAll(u, maps, tileQ, stagesK, stagesV, barriers, given.count, given.tiles,
+            given.sequences);
     return;
   }
   takeRegisters<COMPUTING>();
@@ -366,7 +366,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   unsigned parity = 0;
   // Whose products are started first alternates.
   if (group == GROUPS - 1) arriveAt(FIRST_TURN, 2 * GROUP);
-  RowTiles all = {of.count, of.tiles, of.sequences, 0};
+  RowTiles all = {given.count, given.tiles, given.sequences, 0};
   OwnRows own;
   bool isOpen = false;
   while (true) {
@@ -486,13 +486,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       sum += __shfl_xor_sync(0xffffffff, sum, 2);
       i64 index = tile.rows(u).numberOf(row + 8 * half);
       bool isRow = index >= 0;
-      T *to = of.o + (isRow ? index * VALUE : 0);
+      T *to = given.o + (isRow ? index * VALUE : 0);
       emitRow(sums, half, sum == 0 ? 0 : 1 / sum,
               [&](int c, unsigned low, unsigned high) {
                 storePairIf(isRow && c < VALUE, to + c, low, high);
               });
       if (laneColumn() > 0 || !isRow) continue;
-      of.lse[index] =
+      given.lse[index] =
           sum == 0 ? -INFINITE : softmax.most[half] / LOG2_E + logf(sum);
     }
   }

@@ -262,7 +262,6 @@ __device__ inline void clearBehind(T *tile) {
  */
 #define BOXED ((ROPE == 0 || WIDTH % 64 == 0) && ROWS % UNIT == 0)
 
-#if BOXED
 /** The columns of COUNT rows, from column FIRST of a tile on. */
 template <int COUNT, int FIRST, int COLUMNS>
 __device__ inline void copyBoxes(T *tile, const Boxes &boxes, int head, int row,
@@ -272,7 +271,6 @@ __device__ inline void copyBoxes(T *tile, const Boxes &boxes, int head, int row,
     copyBox(tile + (FIRST + c) * COUNT, boxes, c, head, row, full);
   }
 }
-#endif
 
 /** A place in a ring of tiles, and the parity of its phase. */
 template <int PLACES> struct TurnOf {
