@@ -12,16 +12,12 @@ struct Choice {
 #define THREADS 256
 /** Ranks that a warp searches in registers, two a lane. */
 #define MOST_FOUND 64
-/** The rank before all others; there is a number above it, too. */
-#define FORCED 0xfffffffe
-/** Ranks beyond those wanted that are found sooner than told apart. */
-#define MORE 8
 
 /** F, then the best others by (P descending, j ascending); ascending */
 extern "C" __global__ void __launch_bounds__(THREADS)
     selectBlocks(Ranks ranks, Choice u, const float *importance,
                  const int *previous, int *indices) {
-  __shared__ __align__(16) unsigned above[THREADS / 32][MOST_FOUND];
+  __shared__ unsigned above[THREADS / 32][MOST_FOUND];
   i64 number = globalIndex() / 32;
   int lane = threadIdx.x % 32;
   unsigned before = (1u << lane) - 1;
@@ -54,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   auto rank = [&](int n, unsigned bits) {
     int j = 32 * n + lane;
     bool isForced = j < u.initial || j + u.local >= own;
-    unsigned known = isForced ? FORCED : (bits & 0x7fffffff) + 1;
+    unsigned known = isForced ? ~0u : (bits & 0x7fffffff) + 1;
     return j < own ? known : 0;
   };
   // All are on their way at once, as 0 behind the list's own block. Where they
@@ -82,22 +78,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     return warpSum(reached);
   };
 
-  // A rank that `wanted` reach, and `more` at most beyond them, or the largest
-  // that so many reach; bit by bit.
-  auto search = [&](int more, auto reached) {
+  // The largest rank that `wanted` of two ranks a lane reach, or a smaller one
+  // that no more do; bit by bit.
+  auto reachBoth = [&](unsigned x, unsigned y, unsigned least) {
+    return __popc(__ballot_sync(0xffffffff, x >= least)) +
+           __popc(__ballot_sync(0xffffffff, y >= least));
+  };
+  auto search = [&](auto reached) {
     unsigned least = 0;
     for (int bit = 30; bit >= 0; bit--) {
       unsigned candidate = least | 1u << bit;
       int count = reached(candidate);
-      if (count < wanted) continue;
-      least = candidate;
-      if (count <= wanted + more) break;
+      if (count >= wanted) least = candidate;
+      if (count == wanted) break;
     }
     return least;
   };
   // The rank of the last that is chosen, and how many of that rank are. Each
   // lane's most and second most already tell what it is at least: few others
-  // are above that, and are all that has to be compared.
+  // are above that, and are all that has to be searched.
   unsigned least = 0;
   int room = wanted;
   if (own > wanted) {
@@ -109,13 +108,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       second = max(second, min(most, bits));
       most = max(most, bits);
     }
-    auto reachBoth = [&](unsigned x, unsigned y, unsigned least) {
-      return __popc(__ballot_sync(0xffffffff, x >= least)) +
-             __popc(__ballot_sync(0xffffffff, y >= least));
-    };
-    unsigned low = search(MORE, [&](unsigned least) {
-      return reachBoth(most, second, least);
-    });
+    unsigned low = search(
+        [&](unsigned least) { return reachBoth(most, second, least); });
     low = max(low, 1);
     int found = 0;
 #pragma unroll
@@ -128,26 +122,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       if (bits >= low && at < MOST_FOUND) candidates[at] = bits;
       found += __popc(is);
     }
-    // Four are read at a time.
-    if (lane < 4 && found + lane < MOST_FOUND) candidates[found + lane] = 0;
     __syncwarp();
     if (found <= MOST_FOUND) {
       unsigned x = lane < found ? candidates[lane] : 0;
       unsigned y = lane + 32 < found ? candidates[lane + 32] : 0;
-      // How many are above each of the two.
-      int aboveX = 0, aboveY = 0;
-      for (int n = 0; n < found; n += 4) {
-        uint4 four = *(const uint4 *)(candidates + n);
-        aboveX += (four.x > x) + (four.y > x) + (four.z > x) + (four.w > x);
-        aboveY += (four.x > y) + (four.y > y) + (four.z > y) + (four.w > y);
-      }
-      least = min(aboveX < wanted ? x : ~0u, aboveY < wanted ? y : ~0u);
-      for (int reach = 16; reach > 0; reach /= 2) {
-        least = min(least, __shfl_xor_sync(0xffffffff, least, reach));
-      }
-      room -= min(wanted, reachBoth(x, y, least + 1));
+      auto reached = [&](unsigned least) { return reachBoth(x, y, least); };
+      // Some that were not found may reach what tells those that were apart.
+      least = max(search(reached), low);
+      room -= min(wanted, reached(least + 1));
     } else {
-      least = search(0, reach);
+      least = search(reach);
       room -= min(wanted, reach(least + 1));
     }
   }
