@@ -277,13 +277,15 @@ __device__ inline void copyQueries(const Arguments &given, Copies &copies,
                                    Mbarrier *full) {
 #if BOXED_ROWS
   if (rows.count >= N) {
-    copies.take(full, QUERIES_SIZE, [&] {
+    if (threadIdx.x % GROUP == 0) {
+      expectBytes(full, QUERIES_SIZE * sizeof(T));
       int query = rows.query + rows.first / UNIT;
       copyBoxes<N, 0, WIDTH>(tile, given.q, rows.head0, query, full);
 #if ROPE > 0
       copyBoxes<N, WIDTH, ROPE>(tile, given.qRope, rows.head0, query, full);
 #endif
-    });
+    }
+    copies.commit(full);
     return;
   }
 #endif
@@ -299,9 +301,6 @@ __device__ inline void copyGradients(const Arguments &given, Copies &copies,
                                      T *tile, float *known,
                                      const QueryRows &rows, Mbarrier *full) {
   int thread = threadIdx.x % GROUP;
-  i64 row = rows.numberOf(thread);
-  cpAsync4(known + thread, &given.statistics[row].x, row >= 0);
-  cpAsync4(known + N + thread, &given.statistics[row].y, row >= 0);
   bool isBoxed = false;
 #if BOXED_ROWS
   isBoxed = rows.count >= N;
@@ -314,6 +313,9 @@ __device__ inline void copyGradients(const Arguments &given, Copies &copies,
   if (!isBoxed) {
     copyChunks<N, 0, VALUE, COPIERS>(tile, given.gradients, VALUE, rows);
   }
+  i64 row = rows.numberOf(thread);
+  cpAsync4(known + thread, &given.statistics[row].x, row >= 0);
+  cpAsync4(known + N + thread, &given.statistics[row].y, row >= 0);
   copies.commit(full);
 }
 
