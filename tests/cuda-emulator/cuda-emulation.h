@@ -388,7 +388,6 @@ struct alignas(64) Boxes {
   AsaBoxes as;
 };
 inline void arriveExpecting(Mbarrier *at, int bytes) { asaArrive(at, bytes); }
-inline void expectBytes(Mbarrier *at, int bytes) { asaExpect(at, bytes); }
 inline void copyBox(void *shared, const Boxes &boxes, int column, int head,
                     int row, Mbarrier *barrier) {
   asaCopyBox(shared, boxes.as, {column, head, row}, barrier);

@@ -464,10 +464,6 @@ void asaArrive(void *at, unsigned expected) {
   endPhase(barrier);
 }
 
-void asaExpect(void *at, unsigned bytes) {
-  mbarrierAt("mbarrier.expect_tx", at).expected += bytes;
-}
-
 void asaCopyBox(void *shared, const AsaBoxes &boxes, const int (&from)[3],
                 void *at) {
   auto [columns, heads, rows] = boxes.extents;

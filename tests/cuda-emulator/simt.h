@@ -86,7 +86,6 @@ void asaInitBarrier(void *at, unsigned count);
 void asaArrive(void *at, unsigned expected);
 bool asaHasEnded(void *at, unsigned parity);
 void asaAwait(void *at, unsigned parity);
-void asaExpect(void *at, unsigned bytes);
 /** A box from that column, head and row on. */
 void asaCopyBox(void *shared, const struct AsaBoxes &boxes, const int (&from)[3],
                 void *barrier);

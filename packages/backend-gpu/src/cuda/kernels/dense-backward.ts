@@ -10,7 +10,7 @@ import {
   blockCount,
   type Tensor,
 } from '@asa/core';
-import { type Boxes, boxes, i32 } from '../launch';
+import { i32 } from '../launch';
 import {
   attendBackward,
   call,
@@ -26,7 +26,6 @@ import {
   hopperBackwardCut,
   hopperLaunch,
   hopperPlan,
-  isBoxed,
   type WalkCut,
 } from './hopper';
 
@@ -75,7 +74,6 @@ export function backwardInOneWalk(
     defines: { ...launch.defines, BULK: cut.isBulk ? 1 : 0 },
     grid: [Math.min(plan.items, facts.multiprocessors)],
     arguments: [
-      ...rowBoxes(inputs, view, cut),
       ...call(inputs, view),
       ...[inputs.dO, statistics, dQ, dQRope, dK, dV, shares],
       ...[rowSums, keySums, counters],
@@ -88,19 +86,6 @@ export function backwardInOneWalk(
     sumHeads(context, shares, keyHeads, dKRope);
     shares.free();
   }
-}
-
-/** Tiles of rows of q and dO, where whole ones are copied as boxes. */
-function rowBoxes(
-  inputs: AttentionOperands & AttentionResults,
-  { unitHeads }: View,
-  { keys: rows }: WalkCut,
-): readonly Boxes[] {
-  const { q, dO, qRope } = inputs;
-  if (!isBoxed(shapeOf(inputs), rows, unitHeads)) return [];
-  return [q, dO, ...(qRope ? [qRope] : [])].map((tensor) =>
-    boxes(tensor, rows / unitHeads, unitHeads),
-  );
 }
 
 /** Every query is of a sequence that has keys. */

@@ -62,24 +62,6 @@ struct Barriers {
   Mbarrier scores[2];
 };
 
-/** Whether whole tiles of rows come as boxes. */
-#define BOXED_ROWS ((ROPE == 0 || WIDTH % 64 == 0) && N % UNIT == 0)
-/** One structure: only then is it known where boxes lie. */
-struct Arguments {
-#if BOXED_ROWS
-  Boxes q, dO;
-#if ROPE > 0
-  Boxes qRope;
-#endif
-#endif
-  Call u;
-  const T *gradients;
-  const float2 *statistics;
-  T *dQ, *dQRope, *dK, *dV;
-  f32 *dKRope;
-  Plan plan;
-};
-
 /** The place of tile n in a ring, and the parity of its phase there. */
 template <int PLACES> __device__ inline unsigned placeIn(unsigned n) {
   return n % PLACES;
@@ -271,58 +253,10 @@ struct Shared {
   __align__(16) float known[GRADIENT_STAGES][2 * N];
 };
 
-/** A tile of rows of q. */
-__device__ inline void copyQueries(const Arguments &given, Copies &copies,
-                                   T *tile, const QueryRows &rows,
-                                   Mbarrier *full) {
-#if BOXED_ROWS
-  if (rows.count >= N) {
-    if (threadIdx.x % GROUP == 0) {
-      expectBytes(full, QUERIES_SIZE * sizeof(T));
-      int query = rows.query + rows.first / UNIT;
-      copyBoxes<N, 0, WIDTH>(tile, given.q, rows.head0, query, full);
-#if ROPE > 0
-      copyBoxes<N, WIDTH, ROPE>(tile, given.qRope, rows.head0, query, full);
-#endif
-    }
-    copies.commit(full);
-    return;
-  }
-#endif
-  copyChunks<N, 0, WIDTH, COPIERS>(tile, given.u.q, WIDTH, rows);
-#if ROPE > 0
-  copyChunks<N, WIDTH, ROPE, COPIERS>(tile, given.u.qRope, ROPE, rows);
-#endif
-  copies.commit(full);
-}
-
-/** The same of dO, with what is known of the rows. */
-__device__ inline void copyGradients(const Arguments &given, Copies &copies,
-                                     T *tile, float *known,
-                                     const QueryRows &rows, Mbarrier *full) {
-  int thread = threadIdx.x % GROUP;
-  bool isBoxed = false;
-#if BOXED_ROWS
-  isBoxed = rows.count >= N;
-  if (isBoxed && thread == 0) {
-    expectBytes(full, GRADIENTS_SIZE * sizeof(T));
-    int query = rows.query + rows.first / UNIT;
-    copyBoxes<N, 0, VALUE>(tile, given.dO, rows.head0, query, full);
-  }
-#endif
-  if (!isBoxed) {
-    copyChunks<N, 0, VALUE, COPIERS>(tile, given.gradients, VALUE, rows);
-  }
-  i64 row = rows.numberOf(thread);
-  cpAsync4(known + thread, &given.statistics[row].x, row >= 0);
-  cpAsync4(known + N + thread, &given.statistics[row].y, row >= 0);
-  copies.commit(full);
-}
-
 /** Takes items, and copies their keys and rows. */
-__device__ inline void copyAll(const Arguments &given, T *tileK, T *tileV,
+__device__ inline void copyAll(const Call &u, const Plan &plan, const T *dO,
+                               const float2 *statistics, T *tileK, T *tileV,
                                T *stagesQ, T *stagesO, Shared &shared) {
-  const Call &u = given.u;
   Barriers &barriers = shared.barriers;
   Copies copies = {0};
   unsigned number = 0;
@@ -343,7 +277,7 @@ __device__ inline void copyAll(const Arguments &given, T *tileK, T *tileV,
   }
   for (unsigned parity = 0;; parity ^= 1) {
     copies.claim(&barriers.keysFree, parity);
-    if (thread == 0) takeItem(u, given.plan, shared.items[parity]);
+    if (thread == 0) takeItem(u, plan, shared.items[parity]);
     meetAt(COPIERS_MEET, COPIERS);
     const Item &item = shared.items[parity];
     if (item.count() == 0) break;
@@ -365,15 +299,24 @@ __device__ inline void copyAll(const Arguments &given, T *tileK, T *tileV,
       QueryRows rows = item.rows(u, tile);
       unsigned place = placeIn<STAGES>(number);
       copies.claim(&barriers.queriesFree[place], parityIn<STAGES>(number));
+      T *tileQ = stagesQ + place * QUERIES_SIZE;
+      copyChunks<N, 0, WIDTH, COPIERS>(tileQ, u.q, WIDTH, rows);
+#if ROPE > 0
+      copyChunks<N, WIDTH, ROPE, COPIERS>(tileQ, u.qRope, ROPE, rows);
+#endif
       if (thread == 0) shared.rows[place] = tile;
-      copyQueries(given, copies, stagesQ + place * QUERIES_SIZE, rows,
-                  &barriers.queries[place]);
+      copies.commit(&barriers.queries[place]);
 
       place = placeIn<GRADIENT_STAGES>(number);
       copies.claim(&barriers.gradientsFree[place],
                    parityIn<GRADIENT_STAGES>(number));
-      copyGradients(given, copies, stagesO + place * GRADIENTS_SIZE,
-                    shared.known[place], rows, &barriers.gradients[place]);
+      copyChunks<N, 0, VALUE, COPIERS>(stagesO + place * GRADIENTS_SIZE, dO,
+                                       VALUE, rows);
+      float *known = shared.known[place] + thread;
+      i64 row = rows.numberOf(thread);
+      cpAsync4(known, &statistics[row].x, row >= 0);
+      cpAsync4(known + N, &statistics[row].y, row >= 0);
+      copies.commit(&barriers.gradients[place]);
     }
   }
   copies.commit(&barriers.keys);
@@ -458,9 +401,8 @@ __device__ inline void addTo(float4 *at, const float (&x)[COLUMNS][4],
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperBackward(const __grid_constant__ Arguments given) {
-  const Call &u = given.u;
-  const Plan &plan = given.plan;
+    hopperBackward(Call u, const T *dO, const float2 *statistics, T *dQ,
+                   T *dQRope, T *dK, T *dV, f32 *dKRope, Plan plan) {
   extern __shared__ int4 memory[];
   __shared__ Shared shared;
   Barriers &barriers = shared.barriers;
@@ -498,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     giveRegisters<SERVING>();
     int thread = threadIdx.x % GROUP;
     if (thread < COPIERS) {
-      copyAll(given, tileK, tileV, stagesQ, stagesO, shared);
+      copyAll(u, plan, dO, statistics, tileK, tileV, stagesQ, stagesO, shared);
     }
     if (thread == COPIERS) awaitTurns(u, plan, shared);
     if (thread == COPIERS + 32) passTurns(u, plan, shared);
@@ -669,8 +611,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
           c += CHUNK * group;
           if (index < 0 || c >= WIDTH + ROPE) return;
-          storeFour(c < WIDTH ? given.dQ + index * WIDTH + c
-                              : given.dQRope + index * ROPE + c - WIDTH,
+          storeFour(c < WIDTH ? dQ + index * WIDTH + c
+                              : dQRope + index * ROPE + c - WIDTH,
                     low, high);
         });
       }
@@ -827,16 +769,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       bool isKey = key < item.endKey;
       i64 at = ((i64)keyStart(item.s) + key) * u.keyHeads + item.keyHead;
       emitRow(sumsV, half, 1, [&](int c, unsigned low, unsigned high) {
-        if (isKey && c < VALUE) storeFour(given.dV + at * VALUE + c, low, high);
+        if (isKey && c < VALUE) storeFour(dV + at * VALUE + c, low, high);
       });
       emitRow(sumsK, half, u.scale, [&](int c, unsigned low, unsigned high) {
-        if (isKey && c < WIDTH) storeFour(given.dK + at * WIDTH + c, low, high);
+        if (isKey && c < WIDTH) storeFour(dK + at * WIDTH + c, low, high);
       });
       // The rotary key is shared: this is the head's part of its gradient.
 #pragma unroll
       for (int n = WIDTH / 8; n < (WIDTH + ROPE) / 8; n++) {
         if (!isKey) continue;
-        storePair(given.dKRope + at * ROPE + 8 * n + laneColumn() - WIDTH,
+        storePair(dKRope + at * ROPE + 8 * n + laneColumn() - WIDTH,
                   sumsK[n][2 * half] * u.scale,
                   sumsK[n][2 * half + 1] * u.scale);
       }

@@ -196,14 +196,6 @@ __device__ inline void arriveExpecting(Mbarrier *barrier, int bytes) {
                : "r"(address), "r"(bytes)
                : "memory");
 }
-/** The same without to arrive. */
-__device__ inline void expectBytes(Mbarrier *barrier, int bytes) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(barrier);
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
-               :
-               : "r"(address), "r"(bytes)
-               : "memory");
-}
 /**
  * cp.async.bulk.tensor (9.7.9.25.5): the box from there on, zeros outside of the
  * tensor, in the layout of 128-byte swizzle; `barrier` counts the bytes.
