@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 const source = (path: string) =>
   fileURLToPath(new URL(`packages/${path}`, import.meta.url));
@@ -37,6 +38,45 @@ export const kernelText = {
     /\.cuh?$/.test(id) ? `export default ${JSON.stringify(code)}` : undefined,
 };
 
+/**
+ * Files of half a minute and more, the longest first: a clean checkout has no
+ * times of an earlier run, and the last file is one that keeps others waiting.
+ */
+const long = [
+  'differential/cuda-flash',
+  'cuda/kernels',
+  'differential/webgpu-steps',
+  'differential/tfjs',
+  'property/engine-splits',
+  'differential/gpujs',
+  'backend-gpu/tfjs',
+  'differential/webgpu-training',
+  'differential/webgpu',
+  'differential/cuda',
+  'differential/operators',
+  'differential/webgpu-models',
+  'property/laws-gradients',
+  'golden/gpujs',
+  'backend-gpu/gpujs',
+  'property/laws',
+  'differential/webgpu-matmul',
+  'differential/cuda-pieces',
+  'end-to-end/cli',
+  'io/kill',
+  'property/laws-models',
+];
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]) {
+    const rank = ({ moduleId }: TestSpecification) => {
+      const at = long.findIndex((name) => moduleId.endsWith(`${name}.test.ts`));
+      return at < 0 ? long.length : at;
+    };
+    const others = await super.sort(files);
+    return others.toSorted((a, b) => rank(a) - rank(b));
+  }
+}
+
 export default defineConfig({
   plugins: [kernelText],
   test: {
@@ -45,6 +85,7 @@ export default defineConfig({
     outputFile: { json: 'reports/vitest.json' },
     // One core less is the default: on two cores that is half of the time.
     maxWorkers: '100%',
+    sequence: { sequencer: LongestFirst },
     projects: [
       {
         extends: true,

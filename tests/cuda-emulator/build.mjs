@@ -105,7 +105,8 @@ async function buildLibraries(made, version) {
  */
 async function library(folder, name, files, defines = {}, more = []) {
   await promisify(execFile)(CXX, [
-    ...['-std=c++17', '-O3', '-fPIC', '-shared', '-Wall', '-Werror'],
+    ...['-std=c++17', '-O3', '-ffp-contract=off'],
+    ...['-fPIC', '-shared', '-Wall', '-Werror'],
     ...Object.entries(defines).map(([key, value]) => `-D${key}=${value}`),
     ...files.map((file) => join(here, file)),
     ...['-o', join(folder, name), `-Wl,-soname,${name}`],

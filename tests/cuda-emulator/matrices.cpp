@@ -10,13 +10,15 @@ template <typename To, typename From> static To bitsAs(From x) {
   return y;
 }
 
-float asaFloatOfHalf(unsigned short x) {
+static inline float floatOfHalf(unsigned short x) {
   // Subnormal numbers become normal ones by the product.
   uint32_t bits = (uint32_t)(x & 0x7fff) << 13;
   float size = bitsAs<float>(bits) * 0x1p112f;
   if ((x & 0x7c00) == 0x7c00) size = bitsAs<float>(bits | 0x7f800000);
   return bitsAs<float>(bitsAs<uint32_t>(size) | (uint32_t)(x & 0x8000) << 16);
 }
+
+float asaFloatOfHalf(unsigned short x) { return floatOfHalf(x); }
 
 unsigned short asaHalfOfFloat(float x) {
   uint32_t bits = bitsAs<uint32_t>(x);
@@ -40,7 +42,7 @@ unsigned short asaBfloatOfFloat(float x) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-static float floatOfBfloat(unsigned short x) {
+static inline float floatOfBfloat(unsigned short x) {
   return bitsAs<float>((uint32_t)x << 16);
 }
 
@@ -72,7 +74,7 @@ template <float (*WIDEN)(unsigned short)> static void multiply(void *const *all)
   }
 }
 
-void asaMmaHalf(void *const *all) { multiply<asaFloatOfHalf>(all); }
+void asaMmaHalf(void *const *all) { multiply<floatOfHalf>(all); }
 void asaMmaBfloat(void *const *all) { multiply<floatOfBfloat>(all); }
 
 static void load(void *const *all, bool isTransposed) {
@@ -129,7 +131,8 @@ private:
 };
 
 template <float (*WIDEN)(unsigned short)>
-static void multiplyRows(const AsaWgmma *const *lanes, unsigned warp) {
+__attribute__((always_inline))
+static inline void multiplyRows(const AsaWgmma *const *lanes, unsigned warp) {
   static float a[16][16], b[16][256], d[16][256];
   const AsaWgmma &first = *lanes[0];
   int columns = first.columns;
@@ -189,7 +192,14 @@ static void multiplyRows(const AsaWgmma *const *lanes, unsigned warp) {
   }
 }
 
-void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp) {
-  if (lanes[0]->isHalf) multiplyRows<asaFloatOfHalf>(lanes, warp);
+/** Compiled for newer processors too; without fused sums all give the same. */
+#ifdef __x86_64__
+#define VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define VECTORS
+#endif
+
+VECTORS void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp) {
+  if (lanes[0]->isHalf) multiplyRows<floatOfHalf>(lanes, warp);
   else multiplyRows<floatOfBfloat>(lanes, warp);
 }

@@ -61,12 +61,27 @@ int alignmentOf(const std::string &text) {
 std::string entries(const std::string &text) {
   static const std::regex kernel(
       R"re(extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\()re");
-  std::string all = "\nASA_MODULE(" + std::to_string(alignmentOf(text)) + ")\n";
+  std::string all;
   for (std::sregex_iterator at(text.begin(), text.end(), kernel), end; at != end; ++at) {
     std::string bounds = (*at)[1].matched ? (*at)[1].str() : "0";
     all += "ASA_ENTRY(" + (*at)[2].str() + ", (" + bounds.substr(0, bounds.find(',')) + "))\n";
   }
   return all;
+}
+
+/** A text for g++; kept, as most kernels share theirs. */
+struct Rewritten {
+  std::string text, entries;
+  int alignment;
+};
+const Rewritten &rewritten(const std::string &text) {
+  static std::map<std::string, Rewritten> known;
+  auto found = known.find(text);
+  if (found == known.end()) {
+    Rewritten made = {rewrite(text), entries(text), alignmentOf(text)};
+    found = known.emplace(text, std::move(made)).first;
+  }
+  return found->second;
 }
 
 /** Fused multiplication and addition, as the real compiler makes of them. */
@@ -123,20 +138,25 @@ int compile(Program &program, const std::vector<std::string> &options) {
   if (!mkdtemp(pattern)) return COMPILATION;
   std::string folder = pattern;
   std::string here = ownFolder();
-  std::string definitions, standard = "-std=c++17", whole = program.source;
+  std::string definitions, standard = "-std=c++17";
   for (const std::string &option : options) {
     if (option.rfind("-D", 0) == 0) definitions += definitionOf(option);
     else if (option.rfind("--std=", 0) == 0) standard = option.substr(1);
     else if (option.rfind("-std=", 0) == 0) standard = option;
   }
+  const Rewritten &source = rewritten(program.source);
+  int alignment = source.alignment;
+  std::string kernels = source.entries;
   for (const auto &[name, text] : program.headers) {
-    whole += text;
+    const Rewritten &header = rewritten(text);
+    alignment = std::max(alignment, header.alignment);
+    kernels += header.entries;
     // The emulator has those instructions itself.
     bool isPtx = name == "ptx.cuh" || name == "hopper-ptx.cuh";
-    writeFile(folder + "/" + name, isPtx ? "" : rewrite(text));
+    writeFile(folder + "/" + name, isPtx ? "" : header.text);
   }
   writeFile(folder + "/kernel.cpp", definitions + "#line 1 \"" + program.name + "\"\n" +
-            rewrite(program.source) + entries(whole));
+            source.text + "\nASA_MODULE(" + std::to_string(alignment) + ")\n" + kernels);
   std::string command = "cd " + folder + " && " CXX " " + quoted(standard) + FLAGS +
       fused() + " -I. -include " + quoted(here + "/cuda-emulation.h") +
       " -o kernel.so kernel.cpp " + quoted(here + "/libcuda.so.1") +

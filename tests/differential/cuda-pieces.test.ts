@@ -35,7 +35,7 @@ interface Call {
 const random = Random.fromSeed(3);
 const data = (dtype: Dtype, ...shape: number[]): Values => {
   const size = shape.reduce((n, d) => n * d, 1);
-  const values = Float64Array.from({ length: size }, () => random.normal());
+  const values = new Float64Array(size).map(() => random.normal());
   return valuesOf(shape, values, dtype);
 };
 const whole = (count: number, below: number, least = 0): Values => ({

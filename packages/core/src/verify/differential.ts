@@ -7,6 +7,7 @@ import {
   operatorCases,
   valuesOfCase,
 } from './arbitraries';
+import type { RunReference } from './arbitraries/case';
 import { compareOutputs, wrong } from './comparison';
 import { type FuzzOptions, fuzz, type Judgement, type Outcome } from './fuzz';
 import {
@@ -59,8 +60,8 @@ export async function judgeCall(
   call: Pick<OperatorCase, 'operator' | 'attributes' | 'exactTies'>,
   inputs: ValuesByName,
   dtype: FloatType,
+  oracle: RunReference = referenceOn(reference),
 ): Promise<Judgement> {
-  const oracle = referenceOn(reference);
   const { operator, attributes } = call;
   const can = canRun(backend, operator, inputs, attributes);
   if (can !== true) return { missing: can };

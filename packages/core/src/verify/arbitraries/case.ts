@@ -89,7 +89,7 @@ export async function valuesOfCase(
 
 /** Standard normal values: well scaled, and never zero. */
 export const normal: Input['fill'] = (random, size) =>
-  Float64Array.from({ length: size }, () => random.normal());
+  new Float64Array(size).map(() => random.normal());
 
 export const data = (...shape: number[]): Input => ({
   shape,
