@@ -373,6 +373,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     while (!isOpen && !all.isLast()) isOpen = all.next(u, own, group, row);
     if (!isOpen) break;
     const DenseTile tile = own.tile;
+    isOpen = false;
     Softmax softmax = {{-INFINITE, -INFINITE}, {0, 0}, {1, 1}};
     // Sums of columns behind the values are of no use.
     float sums[VALUES / 8][4];
@@ -414,7 +415,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       wgmmaWait<0>();
       hold(scores);
       if (!LATENT) arriveWarp(&barriers.keysFree[turn.stage]);
-      if (!own.whole.has(tile.first)) own.rows.hide(scores, -INFINITE, tile.first);
+      if (!own.whole.has(tile.first)) {
+        own.rows.hide(scores, -INFINITE, tile.first);
+      }
       softmax.weigh(scores, scale, own.masks);
       operandsOf(weights, scores);
       Turn before = turn;
@@ -466,14 +469,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       hold(sums);
       wgmmaFence();
       startSums(before, tile.first + N < tile.end);
-      // Under them: what comes next.
+      // Under them: what comes next. Beside held queries the compiler would have
+      // all products wait for one another.
       if (!HOLDS) isOpen = all.next(u, own, group, row);
       wgmmaWait<0>();
       hold(sums);
-      if (HOLDS) isOpen = false;
       free(before);
     } else {
-      isOpen = false;
       if (!HOLDS) arriveWarp(&barriers.queriesFree);
       clear(sums);
     }
