@@ -571,6 +571,8 @@ const masked: Readonly<Record<string, Form>> = {
   },
 };
 
+/** A form whose first sequence ends within a tile of keys. */
+const boxed = 'MLA expanded: 64 columns and 32 rotary ones, values of 64';
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
 const hopperForms: Readonly<Record<string, Form>> = {
   ...Object.fromEntries(
@@ -587,7 +589,7 @@ const hopperForms: Readonly<Record<string, Form>> = {
     stride: 2,
     tail: 3,
   },
-  'MLA expanded: 64 columns and 32 rotary ones, values of 64': {
+  [boxed]: {
     heads: 4,
     groups: 4,
     width: 64,
@@ -1027,6 +1029,33 @@ describe.skipIf(reason)(
         expect(huge).toEqual(plain);
       },
     );
+
+    test('whole tiles are copied as they lie, and have no other sequence', {
+      timeout: 300_000,
+    }, async () => {
+      const form = hopperForms[boxed] as Form;
+      const [first] = form.counts;
+      const call = await callOf('attention', form, 'bf16', reference);
+      const { k, v, kRope } = call.inputs as Record<string, Values>;
+      if (!k || !v || !kRope || !first) throw new Error('a rotary form');
+      // All keys but those of the first sequence.
+      const spoilt = (of: Values) => ({
+        ...of,
+        data: Float64Array.from(of.data, (was, i) => {
+          const row = Math.floor((i * (of.shape[0] ?? 1)) / of.data.length);
+          return row < first.queries ? was : Number.NaN;
+        }),
+      });
+      const results = await resultsOf(oneOfHopper, 'attention', 'o', call, [
+        {},
+        { k: spoilt(k), v: spoilt(v), kRope: spoilt(kRope) },
+      ]);
+      const [plain, beside] = results.map((x) =>
+        x.slice(0, first.queries * form.heads * (form.value ?? 0)),
+      );
+      expect(plain?.every((x) => x !== 0)).toBe(true);
+      expect(beside).toEqual(plain);
+    });
 
     /** A result of a call with some of its inputs changed. */
     async function resultsOf(
