@@ -250,7 +250,7 @@ inline int __all_sync(unsigned lanes, int vote) {
 }
 
 // ptx.cuh: the same functions without PTX.
-inline void storePairIf(bool isThere, void *at, unsigned low, unsigned high) {
+inline void storeFourIf(bool isThere, void *at, unsigned low, unsigned high) {
   if (!isThere) return;
   ((unsigned *)at)[0] = low;
   ((unsigned *)at)[1] = high;

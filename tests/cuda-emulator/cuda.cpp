@@ -404,7 +404,8 @@ int cuTensorMapEncodeTiled(AsaBoxes *out, int type, unsigned rank,
   bool isDense = strides[0] == 2 * columns && strides[1] == 2 * columns * heads;
   bool isAligned = (uint64_t)out % 64 == 0 && address % 16 == 0 &&
                    strides[0] % 16 == 0 && strides[1] % 16 == 0;
-  bool isBox = box[0] == 64 && box[1] >= 1 && box[1] <= 256 && box[2] >= 1 &&
+  bool isSome = columns > 0 && heads > 0 && rows > 0;
+  bool isBox = isSome && box[0] == 64 && box[1] >= 1 && box[1] <= 256 && box[2] >= 1 &&
                box[2] <= 256;
   if (!isKind || !isDense || !isAligned || !isBox ||
       !holds(address, strides[1] * rows)) {

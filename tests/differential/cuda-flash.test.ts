@@ -573,6 +573,15 @@ const masked: Readonly<Record<string, Form>> = {
 
 /** A form whose first sequence ends within a tile of keys. */
 const boxed = 'MLA expanded: 64 columns and 32 rotary ones, values of 64';
+/** Sequences may be shorter than its blocks. */
+const short: Omit<Form, 'counts'> = {
+  heads: 16,
+  groups: 1,
+  width: 64,
+  value: 64,
+  length: 32,
+  stride: 16,
+};
 /** What only Hopper's kernels take: more rows than a warpgroup has. */
 const hopperForms: Readonly<Record<string, Form>> = {
   ...Object.fromEntries(
@@ -1029,6 +1038,11 @@ describe.skipIf(reason)(
         expect(huge).toEqual(plain);
       },
     );
+
+    test('no block is complete: outputs are 0', { timeout: 300_000 }, () => {
+      const form = { ...short, counts: [{ queries: 20 }, { queries: 9 }] };
+      return expectAgreement(hopper, 'compressedAttention', form, 'bf16');
+    });
 
     test('whole tiles are copied as they lie, and have no other sequence', {
       timeout: 300_000,

@@ -22,4 +22,16 @@ describe.skipIf(reason)(`selection on emulated CUDA ${reason ?? ''}`, () => {
           await cpu.destroy();
         });
       }
+
+  // As a card makes them: the largest one.
+  test.for([300, 4200])('the first of %d blocks that are NaN', async (keys) => {
+    const cuda = await openEmulated();
+    const lseBits = 0x7fff_ffff;
+    const choice = { ...shape, keys, count: 16, period: keys, lseBits };
+    const first = Array.from({ length: 14 }, (_, block) => block);
+    expect(await choose(cuda, choice)).toEqual(
+      [keys - 3, keys - 2, keys - 1].flatMap((own) => [...first, own - 1, own]),
+    );
+    await cuda.destroy();
+  });
 });

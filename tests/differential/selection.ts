@@ -12,13 +12,16 @@ export interface Choice {
   /** Every so many keys are the same. */
   readonly period: number;
   readonly scale: number;
+  /** Bits of every LSE, in place of the true ones. */
+  readonly lseBits?: number;
 }
 
 /** Lists `[queries, groups, count]` of random queries and keys. */
 export async function choose(
   backend: Backend,
-  { queries, heads, groups, width, keys, count, period, scale }: Choice,
+  choice: Choice,
 ): Promise<readonly number[]> {
+  const { queries, heads, groups, width, keys, count, period, scale } = choice;
   const random = Random.fromSeed(keys);
   const normal = (count: number) =>
     Float32Array.from({ length: count }, () => random.normal());
@@ -41,9 +44,15 @@ export async function choose(
     { ...operands, v: operands.k },
     attributes,
   );
+  const { lseBits } = choice;
+  const bits = new Uint32Array(queries * heads).fill(lseBits ?? 0);
+  const known =
+    lseBits === undefined
+      ? lse
+      : scope.tensor(new Float32Array(bits.buffer), lse.shape, 'f32');
   const { indices } = scope.run(
     operators.selectBlocks,
-    { ...operands, lse },
+    { ...operands, lse: known },
     {
       ...{ ...attributes, groups, blockSize: 1, sharing: 1 },
       ...{ count, initial: 1, local: 2 },

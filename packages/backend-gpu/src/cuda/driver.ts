@@ -140,6 +140,7 @@ export class Driver {
 
   releaseContext(index: number): void {
     this.packed.free();
+    this.maps.free();
     this.cuda.cuDevicePrimaryCtxRelease_v2(this.handleOf(index));
   }
 

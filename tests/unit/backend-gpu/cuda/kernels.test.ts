@@ -245,7 +245,14 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...narrow, ...hopper, ...masks, STAGES: 3, UNIT: 4, SHARING: 4 },
     { ...grouped, ...hopper, ...masks, UNIT: 16, SHARING: 1 },
     { ...latent, ...hopper, ...masks, STAGES: 3, UNIT: 3, SHARING: 2 },
-  ],
+  ].map((form) => ({
+    ...form,
+    // Rotary columns begin with a chunk, a tile has whole queries.
+    BOXED:
+      (form.ROPE === 0 || form.WIDTH % 64 === 0) && 128 % form.UNIT === 0
+        ? 1
+        : 0,
+  })),
   'hopper-forward-blocks': [
     ...parts,
     { ...latent, ...nsa, LATENT: 0, UNIT: 6, SHARING: 2 },

@@ -24,7 +24,6 @@ import {
   hopperForwardCut,
   hopperGrid,
   hopperLaunch,
-  isBoxed,
 } from './hopper';
 
 /** As in attention-parts.cu. */
@@ -118,29 +117,31 @@ export function attendInTiles(
     context.clear(o);
     fillBits(context, lse, 0xff800000 | 0);
   }
+  const maps = boxesOf(operands, view, cut);
+  const launch = hopperLaunch(shape, view, isLatent(operands), cut);
   context.run({
     file: 'hopper-forward',
     entry: 'hopperForward',
-    ...hopperLaunch(shape, view, isLatent(operands), cut),
+    ...launch,
+    defines: { ...launch.defines, BOXED: maps.length > 0 ? 1 : 0 },
     grid: [Math.min(grid.count, context.facts.multiprocessors)],
-    arguments: [
-      ...boxesOf(operands, view, cut),
-      ...call(operands, view),
-      o,
-      lse,
-      ...grid.arguments,
-    ],
+    arguments: [...maps, ...call(operands, view), o, lse, ...grid.arguments],
   });
 }
 
-/** `Maps` of hopper-forward.cu, where whole tiles are copied as boxes. */
+/**
+ * `Maps` of hopper-forward.cu, where the card copies whole tiles by itself, as
+ * boxes of 64 columns: rotary columns begin with a chunk, a tile has whole
+ * queries, and there are keys.
+ */
 function boxesOf(
   operands: AttentionOperands,
   { unitHeads }: View,
   { rows, keys }: HopperCut,
 ): readonly Boxes[] {
   const { q, k, v, qRope, kRope } = operands;
-  if (!isBoxed(shapeOf(operands), rows, unitHeads)) return [];
+  const isChunked = !kRope || extent(k, 2) % 64 === 0;
+  if (!isChunked || rows % unitHeads > 0 || k.size === 0) return [];
   const queries = rows / unitHeads;
   return [
     boxes(q, queries, unitHeads),

@@ -12,6 +12,8 @@ struct Choice {
 #define THREADS 256
 /** Ranks that a warp searches in registers, two a lane. */
 #define MOST_FOUND 64
+/** Its bits, without sign. */
+#define LEAST_NAN 0x7f800001u
 
 /** F, then the best others by (P descending, j ascending); ascending */
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -41,8 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       importance + (ranks.rowOf(s, leader) * ranks.groups + group) * ranks.places;
   int own = t / u.blockSize + 1;
   int wanted = u.count;
-  // Bits of what is not negative have the order of the numbers. Blocks that are
-  // forced are before all others; 0 is none.
+  // Bits of what is not negative have the order of the numbers, and all NaNs are
+  // alike. Blocks that are forced are before all others; 0 is none.
   auto load = [&](int n) {
     int j = 32 * n + lane;
     return j < own ? __float_as_uint(P[j]) : 0;
@@ -50,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   auto rank = [&](int n, unsigned bits) {
     int j = 32 * n + lane;
     bool isForced = j < u.initial || j + u.local >= own;
-    unsigned known = isForced ? ~0u : (bits & 0x7fffffff) + 1;
+    unsigned known = isForced ? ~0u : min(bits & 0x7fffffff, LEAST_NAN) + 1;
     return j < own ? known : 0;
   };
   // All are on their way at once, as 0 behind the list's own block. Where they
@@ -86,6 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   };
   auto search = [&](auto reached) {
     unsigned least = 0;
+    // Forced blocks, which are not too many, have all bits, others not the last.
     for (int bit = 30; bit >= 0; bit--) {
       unsigned candidate = least | 1u << bit;
       int count = reached(candidate);

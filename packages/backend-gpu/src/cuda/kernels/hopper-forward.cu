@@ -347,6 +347,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       initBarrier(&barriers.values[n], 4);
       initBarrier(&barriers.valuesFree[n], 4 * GROUPS);
     }
+    // Boxes count there, too.
+    fenceProducts();
   }
   __syncthreads();
   if (group == GROUPS) {
@@ -381,6 +383,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     unsigned queries[KEY / 16][4];
     if (HOLDS) {
       loadRows<ROWS, KEY>(queries, tileQ, threadIdx.x / 32 * 16);
+      // Boxes come to where these were read.
+      fenceProducts();
       arriveWarp(&barriers.queriesFree);
     }
     if (tile.first < tile.end) {
@@ -491,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       T *to = given.o + (isRow ? index * VALUE : 0);
       emitRow(sums, half, sum == 0 ? 0 : 1 / sum,
               [&](int c, unsigned low, unsigned high) {
-                storePairIf(isRow && c < VALUE, to + c, low, high);
+                storeFourIf(isRow && c < VALUE, to + c, low, high);
               });
       if (laneColumn() > 0 || !isRow) continue;
       given.lse[index] =

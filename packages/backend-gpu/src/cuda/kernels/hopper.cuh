@@ -256,12 +256,6 @@ __device__ inline void clearBehind(T *tile) {
   }
 }
 
-/**
- * Whether whole tiles come as boxes of 64 columns, which the card copies by
- * itself: rotary columns begin with a chunk, and a tile has whole queries.
- */
-#define BOXED ((ROPE == 0 || WIDTH % 64 == 0) && ROWS % UNIT == 0)
-
 /** The columns of COUNT rows, from column FIRST of a tile on. */
 template <int COUNT, int FIRST, int COLUMNS>
 __device__ inline void copyBoxes(T *tile, const Boxes &boxes, int head, int row,

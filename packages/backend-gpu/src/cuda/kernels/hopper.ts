@@ -81,16 +81,6 @@ function keysOf({ kind, window = 0, unitHeads }: View): readonly number[] {
   return [176, 160, 144, 128, 112, 96].sort((a, b) => cost(a) - cost(b));
 }
 
-/** `BOXED` of hopper.cuh: whether whole tiles are copied as boxes. */
-export function isBoxed(
-  { width, ropeWidth }: AttentionShape,
-  rows: number,
-  unitHeads: number,
-): boolean {
-  const isChunked = ropeWidth === 0 || width % 64 === 0;
-  return isChunked && rows % unitHeads === 0;
-}
-
 /** The cut of the forward pass; none where it is for other kernels. */
 export function hopperForwardCut(
   shape: AttentionShape,

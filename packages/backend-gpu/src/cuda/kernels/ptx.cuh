@@ -36,7 +36,7 @@ __device__ inline unsigned bfloatsOfFloats(float low, float high) {
 }
 
 /** st: where it is, without a branch around it. */
-__device__ inline void storePairIf(bool isThere, void *at, unsigned low,
+__device__ inline void storeFourIf(bool isThere, void *at, unsigned low,
                                    unsigned high) {
   asm volatile("{\n"
                ".reg .pred p;\n"
