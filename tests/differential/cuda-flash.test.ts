@@ -1009,13 +1009,8 @@ describe.skipIf(reason)(
         const { k, kRope, indices } = call.inputs as Record<string, Values>;
         if (!k || !kRope || !indices) throw new Error('a rotary form');
         // Keys 16 .. 31 of the first sequence.
-        const hidden = (of: Values, x: number) => ({
-          ...of,
-          data: Float64Array.from(of.data, (was, i) => {
-            const row = Math.floor((i * (of.shape[0] ?? 1)) / of.data.length);
-            return row >= 16 && row < 32 ? x : was;
-          }),
-        });
+        const hidden = (of: Values, x: number) =>
+          withRows(of, x, (row) => row >= 16 && row < 32);
         const large = hidden(k, 1e30);
         const lists = {
           ...indices,
@@ -1053,13 +1048,8 @@ describe.skipIf(reason)(
       const { k, v, kRope } = call.inputs as Record<string, Values>;
       if (!k || !v || !kRope || !first) throw new Error('a rotary form');
       // All keys but those of the first sequence.
-      const spoilt = (of: Values) => ({
-        ...of,
-        data: Float64Array.from(of.data, (was, i) => {
-          const row = Math.floor((i * (of.shape[0] ?? 1)) / of.data.length);
-          return row < first.queries ? was : Number.NaN;
-        }),
-      });
+      const spoilt = (of: Values) =>
+        withRows(of, Number.NaN, (row) => row >= first.queries);
       const results = await resultsOf(oneOfHopper, 'attention', 'o', call, [
         {},
         { k: spoilt(k), v: spoilt(v), kRope: spoilt(kRope) },
@@ -1158,6 +1148,19 @@ describe.skipIf(reason)(
     );
   },
 );
+
+/** Values with x in some rows of the first axis. */
+function withRows(
+  of: Values,
+  x: number,
+  isRow: (row: number) => boolean,
+): Values {
+  const width = of.data.length / (of.shape[0] ?? 1);
+  const data = Float64Array.from(of.data, (was, i) =>
+    isRow(Math.floor(i / width)) ? x : was,
+  );
+  return { ...of, data };
+}
 
 /** The same numbers for every call, drawn and rounded once. */
 const normals: Partial<Record<FloatType, Float64Array>> = {};

@@ -46,6 +46,8 @@ const ARGUMENT_BYTES = 4096;
 const UINT16 = 1;
 const SWIZZLE_128B = 3;
 const L2_256B = 3;
+/** Every element on each axis. */
+const STEPS = Uint32Array.of(1, 1, 1);
 
 /** What a device says of itself. */
 export interface DeviceFacts {
@@ -313,7 +315,7 @@ export class Driver {
       BigUint64Array.of(BigInt(columns), BigInt(heads), BigInt(rows)),
       BigUint64Array.of(BigInt(row), BigInt(row * heads)),
       Uint32Array.of(64, boxHeads, boxRows),
-      Uint32Array.of(1, 1, 1),
+      STEPS,
       0,
       SWIZZLE_128B,
       L2_256B,

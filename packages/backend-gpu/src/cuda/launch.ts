@@ -14,7 +14,7 @@ interface Scalar {
 
 /**
  * A tensor `[rows, heads, columns]` of 16-bit elements, as copies of boxes of 64
- * columns see it: columns behind its own are 0.
+ * columns see it (TMA; a `CUtensorMap`): columns behind its own are 0.
  */
 export interface Boxes {
   readonly type: 'boxes';

@@ -10,7 +10,12 @@ import type {
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { call, listLength, shapeOf } from './attention-tile';
-import { elementwise, extent, type KernelContext } from './context';
+import {
+  elementwise,
+  extent,
+  type KernelContext,
+  scratchBytes,
+} from './context';
 import {
   type FlashTile,
   fitTogether,
@@ -24,7 +29,6 @@ import {
   launcher,
   leadersOf,
   listPlaces,
-  partBytes,
   type SelectedView,
   type WalkInputs,
   walkLeaders,
@@ -107,7 +111,7 @@ function leadersAtOnce(
     ? LEAST_LEADERS.hopper
     : LEAST_LEADERS.any;
   const most = Math.min(
-    Math.max(1, Math.floor(partBytes(facts) / bytes)),
+    Math.max(1, Math.floor(scratchBytes(facts) / bytes)),
     Math.max(least, (facts.l2Bytes * HOT_SHARE) / rowBytes),
   );
   const all = leadersOf(view);

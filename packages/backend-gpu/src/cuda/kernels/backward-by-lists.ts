@@ -7,7 +7,7 @@ import type {
 import type { DeviceFacts } from '../driver';
 import { i32 } from '../launch';
 import { call, listLength, shapeOf } from './attention-tile';
-import { extent, type KernelContext } from './context';
+import { extent, type KernelContext, scratchBytes } from './context';
 import {
   type FlashTile,
   isBackwardShape,
@@ -21,7 +21,6 @@ import {
   launcher,
   leadersOf,
   listPlaces,
-  partBytes,
   type SelectedView,
   type WalkInputs,
   walkLeaders,
@@ -96,7 +95,9 @@ function leadersAtOnce(
 ): number {
   const { keys, tiles, units, columns } = partsOf(inputs, view, tile);
   const perLeader = view.sequences.count * units * tiles;
-  const most = Math.floor(partBytes(facts) / (2 * perLeader * keys * columns));
+  const most = Math.floor(
+    scratchBytes(facts) / (2 * perLeader * keys * columns),
+  );
   const atOnce = tile.blocks * facts.multiprocessors;
   const rounds = Math.floor((most * perLeader) / atOnce);
   const whole = Math.floor((rounds * atOnce) / perLeader);

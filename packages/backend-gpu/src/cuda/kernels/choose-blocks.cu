@@ -12,7 +12,7 @@ struct Choice {
 #define THREADS 256
 /** Ranks that a warp searches in registers, two a lane. */
 #define MOST_FOUND 64
-/** Its bits, without sign. */
+/** The least of all NaNs, by bits without the sign. */
 #define LEAST_NAN 0x7f800001u
 
 /** F, then the best others by (P descending, j ascending); ascending */
@@ -43,12 +43,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       importance + (ranks.rowOf(s, leader) * ranks.groups + group) * ranks.places;
   int own = t / u.blockSize + 1;
   int wanted = u.count;
-  // Bits of what is not negative have the order of the numbers, and all NaNs are
-  // alike. Blocks that are forced are before all others; 0 is none.
   auto load = [&](int n) {
     int j = 32 * n + lane;
     return j < own ? __float_as_uint(P[j]) : 0;
   };
+  // Bits of what is not negative have the order of the numbers, and all NaNs are
+  // alike. Blocks that are forced are before all others; 0 is none.
   auto rank = [&](int n, unsigned bits) {
     int j = 32 * n + lane;
     bool isForced = j < u.initial || j + u.local >= own;

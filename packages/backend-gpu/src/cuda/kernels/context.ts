@@ -16,6 +16,14 @@ export interface KernelContext {
   scratch(elements: number, dtype: DType): Tensor;
 }
 
+/**
+ * Bytes of scratch memory for what an operator does some of at a time: a small
+ * share of the device's. Each time costs what its launches do until all have
+ * work, 35 us on an H100.
+ */
+export const scratchBytes = ({ totalBytes }: DeviceFacts) =>
+  Math.min(2 ** 30, totalBytes / 64);
+
 /** Some kernels, each of its operator's type. */
 export type Kernels<Name extends keyof KernelTable> = Required<
   Pick<KernelTable, Name>

@@ -6,7 +6,7 @@ import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import { call, coversQueries, listLength, shapeOf } from './attention-tile';
-import { extent, fillBits, type KernelContext } from './context';
+import { extent, fillBits, type KernelContext, scratchBytes } from './context';
 import {
   columnsOf,
   type FlashTile,
@@ -15,7 +15,7 @@ import {
   isBackwardShape,
   isLatent,
 } from './flash';
-import { partBytes, type SelectedView } from './gradient-parts';
+import type { SelectedView } from './gradient-parts';
 import { hopperLaunch, hopperPartsCut, type PartsCut } from './hopper';
 
 /** Whether it is in use; what is not takes unions of lists. */
@@ -39,10 +39,7 @@ const MOST_BLOCKS = 16_384;
 /** Items that have been taken, and row tables. */
 const TABLE_BYTES = 512;
 
-/**
- * Scratch memory for parts, of what gradients have: each range of chunks is two
- * launches, which take a while until all have work, and until the last is done.
- */
+/** Shares of scratch memory for parts: each range of chunks is two launches. */
 const RANGE_SHARE = 2;
 
 /** The cut, and how leaders are cut into chunks. */
@@ -78,7 +75,7 @@ export function forwardBlocksTile(
   // As many as there are if the first query is the last of its leader.
   const leaders = Math.floor((sequences.maxQueries - 2) / sharing) + 2;
   const perLeader = length * 16 * 2 * columns.values;
-  const room = Math.floor((RANGE_SHARE * partBytes(facts)) / perLeader);
+  const room = Math.floor((RANGE_SHARE * scratchBytes(facts)) / perLeader);
   // A query sees half of the blocks on average.
   const listsOf = (leaders: number) => (leaders * length) / (places / 2);
   const units = shape.heads / unitHeads;

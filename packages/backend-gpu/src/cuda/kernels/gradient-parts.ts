@@ -5,7 +5,6 @@ import type {
   AttentionResults,
   Tensor,
 } from '@asa/core';
-import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
 import {
   coversQueries,
@@ -39,10 +38,6 @@ export interface KeySums {
 /** Of each row its LSE and dO . o, beside the operands. */
 export type WalkInputs = AttentionOperands &
   AttentionResults & { readonly statistics: Tensor };
-
-/** Bytes of scratch memory for parts: a small share of the device's. */
-export const partBytes = ({ totalBytes }: DeviceFacts) =>
-  Math.min(2 ** 30, totalBytes / 64);
 
 /** A leader's number and its place in a list share 32 bits. */
 const MOST_LEADERS = 2 ** 15;

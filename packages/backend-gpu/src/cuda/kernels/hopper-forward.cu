@@ -53,7 +53,7 @@ struct Arguments {
 /** The keys and values of a row tile's walk, by tiles. */
 struct KeyTiles {
   Source from;
-  /** Rows of k and v: that of key 0, and how many there are; where rows end. */
+  /** The row of key 0, how many keys there are, and the end of those seen. */
   int start, there, end;
   int head;
 

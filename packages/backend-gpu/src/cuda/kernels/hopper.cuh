@@ -256,7 +256,7 @@ __device__ inline void clearBehind(T *tile) {
   }
 }
 
-/** The columns of COUNT rows, from column FIRST of a tile on. */
+/** The same of whole tiles, as boxes of COUNT rows that the card copies. */
 template <int COUNT, int FIRST, int COLUMNS>
 __device__ inline void copyBoxes(T *tile, const Boxes &boxes, int head, int row,
                                  Mbarrier *full) {

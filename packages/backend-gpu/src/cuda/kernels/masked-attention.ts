@@ -20,10 +20,15 @@ import {
   total,
   type View,
 } from './attention-tile';
-import { elementwise, extent, type KernelContext } from './context';
+import {
+  elementwise,
+  extent,
+  type KernelContext,
+  scratchBytes,
+} from './context';
 import { backwardInOneWalk } from './dense-backward';
 import { columnsOf, isLatent } from './flash';
-import { partBytes, type SelectedView } from './gradient-parts';
+import type { SelectedView } from './gradient-parts';
 import {
   type HopperCut,
   hopperBackwardCut,
@@ -127,7 +132,7 @@ function walkOf<Cut extends HopperCut>(
   const tiles = denseTiles(sequences, unitHeads);
   const dense: SelectedView = { ...view, kind: 'MASKED', ...tiles };
   const cut = cutOf(shape, isLatent(operands), dense, facts);
-  const fits = 4 * masksOf(view).words <= partBytes(facts);
+  const fits = 4 * masksOf(view).words <= scratchBytes(facts);
   if (!cut || !fits || !fillsCard(operands, dense, cut, facts)) {
     return undefined;
   }

@@ -21,6 +21,7 @@ import {
   fillBits,
   type KernelContext,
   type Kernels,
+  scratchBytes,
 } from './context';
 import { flashLaunch, importanceTile } from './flash';
 import { hopperImportanceCut, hopperLaunch, type RankingCut } from './hopper';
@@ -31,13 +32,6 @@ const KEYS = 64;
 const HEADS = 16;
 /** Blocks of threads that a multiprocessor should have. */
 const BLOCKS = 4;
-/**
- * Bytes of scratch memory at a time: each time costs what a launch does until
- * all have work, 35 us.
- */
-const scratchBytes = ({ totalBytes }: DeviceFacts) =>
-  Math.min(2 ** 30, totalBytes / 64);
-
 export const selectBlocksKernels = (
   context: KernelContext,
 ): Kernels<'blockImportance' | 'selectBlocks'> => ({
