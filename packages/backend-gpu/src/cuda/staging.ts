@@ -12,8 +12,11 @@ import type { Driver } from './driver';
 const CHUNK = 2 ** 24;
 /** Bytes of copies to the device that may wait at a time. */
 const MOST_WAITING = 4 * CHUNK;
-/** Milliseconds of asking again at once; later there are pauses. */
-const EAGER = 2;
+/**
+ * Milliseconds of asking again at once; later there are pauses of one, which
+ * would add 2 % to what takes as long as this.
+ */
+const EAGER = 50;
 
 /** Host memory that the device copies by itself. */
 interface Pinned {
