@@ -24,18 +24,24 @@ interface Run {
 
 const reason = whyNoEmulator();
 
+async function loadWithContext(): Promise<Emulator> {
+  const emulator = await loadEmulator();
+  emulator.driver.retainContext(0);
+  return emulator;
+}
+
 describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   let emulator: Emulator;
   let stream: CudaStream;
 
   beforeAll(async () => {
-    emulator = await loadEmulator();
+    emulator = await loadWithContext();
     stream = emulator.driver.createStream();
   }, 120_000);
 
   afterEach(async () => {
     // A failure ends a driver.
-    emulator = await loadEmulator();
+    emulator = await loadWithContext();
   });
 
   /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */

@@ -84,21 +84,28 @@ export function backpropagate(
  * `gradients` over: they end in the sum or are freed.
  */
 export function accumulate(sum: Gradients, gradients: Gradients): void {
-  for (const [name, gradient] of gradients) {
-    const before = sum.get(name);
-    if (!before) {
-      sum.set(name, gradient);
-      continue;
-    }
-    const scope = new Scope(gradient.backend);
-    try {
-      const [a, b] = [widen(scope, before), widen(scope, gradient)];
-      sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
-      before.free();
-      gradient.free();
-    } finally {
-      scope.free();
-    }
+  try {
+    for (const [name, gradient] of gradients) addTo(sum, name, gradient);
+  } catch (error) {
+    freeAll(gradients);
+    throw error;
+  }
+}
+
+function addTo(sum: Gradients, name: string, gradient: Tensor): void {
+  const before = sum.get(name);
+  if (!before) {
+    sum.set(name, gradient);
+    return;
+  }
+  const scope = new Scope(gradient.backend);
+  try {
+    const [a, b] = [widen(scope, before), widen(scope, gradient)];
+    sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
+    before.free();
+    gradient.free();
+  } finally {
+    scope.free();
   }
 }
 
