@@ -127,6 +127,17 @@ describe('train', () => {
     ['no such data', ['--steps', '1', '--data', '/none'], '/none'],
     ['too little text', ['--steps', '1', '--vocabulary', '9000'], 'fewer'],
     ['no such configuration', ['--steps', '1', '--config', '/no.json'], '/no'],
+    ['devices of no number', ['--steps', '1', '--device', '0,x'], 'a whole'],
+    ['a device twice', ['--steps', '1', '--device', '1,0,1'], 'come twice'],
+    ['numbers where there are none', ['--steps', '1', '--device', '0'], 'cuda'],
+    [
+      'fewer passes than devices',
+      [
+        ...['--steps', '1', '--backend', 'cuda', '--device', '0,1,2'],
+        ...['--accumulate', '2'],
+      ],
+      '--accumulate: must be at least 3',
+    ],
   ])('refuses %s', async (_, args, rule) => {
     const { code, stdout, stderr } = await asa(train('refused', ...args));
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
