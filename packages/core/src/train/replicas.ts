@@ -4,11 +4,18 @@ import { Model } from '../model/model';
 import { Scope } from '../scope';
 import type { Tensor } from '../tensor';
 import { transfer } from '../transfer';
-import { accumulate, freeAll, type Gradients } from './loss';
+import {
+  accumulate,
+  type Example,
+  freeAll,
+  type Gradients,
+  Pass,
+} from './loss';
 
-/** A model's part of a step: the sum of the gradients of its passes. */
+/** A model's part of a step. Whoever has it frees its tensors. */
 interface Share {
   readonly model: Model;
+  /** The sum of the gradients of its passes. */
   readonly sum: Gradients;
 }
 
@@ -63,6 +70,38 @@ export class Replicas {
   /** Frees the replicas; the model stays its owner's. */
   free(): void {
     for (const replica of this.models.slice(1)) replica.free();
+  }
+}
+
+/**
+ * Enqueues a pass for each of the first shares. First the forward halves: the
+ * host is done with them sooner, so that no backend waits long for its first
+ * work.
+ * @param weight what each counted target adds to the gradient.
+ * @param losses gets that of each pass.
+ */
+export function enqueueRound(
+  shares: readonly Share[],
+  passes: readonly (readonly Example[])[],
+  weight: number,
+  losses: Tensor[],
+): void {
+  const begun: { pass: Pass; sum: Gradients }[] = [];
+  try {
+    for (const [index, { model, sum }] of shares.entries()) {
+      const examples = passes[index];
+      if (!examples) break;
+      const pass = new Pass(model, examples);
+      begun.push({ pass, sum });
+      losses.push(pass.loss);
+    }
+    for (const { pass, sum } of begun) {
+      const gradients = pass.backward(weight);
+      pass.free();
+      accumulate(sum, gradients);
+    }
+  } finally {
+    for (const { pass } of begun) pass.free();
   }
 }
 

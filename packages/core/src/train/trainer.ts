@@ -21,15 +21,9 @@ import {
   type TrainConfigInput,
 } from './config';
 import type { Documents } from './documents';
-import {
-  accumulate,
-  backpropagate,
-  countedTargets,
-  type Example,
-  freeAll,
-} from './loss';
+import { countedTargets, type Example, freeAll } from './loss';
 import { LossScale } from './loss-scale';
-import { gather, Replicas } from './replicas';
+import { enqueueRound, gather, Replicas } from './replicas';
 import { learningRate } from './schedule';
 
 /** A loss that is not finite or jumped. The weights are those before the step. */
@@ -278,15 +272,8 @@ export class Trainer {
     const parts: Tensor[] = [];
     try {
       // No wait in between: all backends work at the same time.
-      for (const [index, pass] of passes.entries()) {
-        const share = shares[index % shares.length] ?? shares[0];
-        const { loss, gradients } = backpropagate(
-          share.model,
-          pass,
-          scale / targets,
-        );
-        parts.push(loss);
-        accumulate(share.sum, gradients);
+      for (const round of chunks(passes, shares.length)) {
+        enqueueRound(shares, round, scale / targets, parts);
       }
       await gather(shares);
       const norm = this.optimizer.squaredNorm(scope, sum);
