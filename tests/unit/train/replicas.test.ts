@@ -1,7 +1,7 @@
 /** One model on several backends: the numbers, the memory, what is refused. */
 import { openCpu } from '@asa/backend-cpu';
 import { type Backend, MemoryFolder, type Storage } from '@asa/core';
-import { withKernels } from '@asa/core/verify';
+import { type AnyKernel, withKernels } from '@asa/core/verify';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import {
   LossError,
@@ -115,37 +115,39 @@ describe('the numbers', () => {
   });
 });
 
-test('passes are enqueued on all backends before the first wait', async () => {
+test('backends get their forward halves one by one, then the others, and no wait', async () => {
   let reads = 0;
-  const waited: number[][] = [];
-  const [first, ...others] = backends.slice(0, 3).map((backend, index) => {
+  const enqueued: string[] = [];
+  const [first, ...replicas] = backends.slice(0, 3).map((backend, index) => {
+    const noting =
+      (half: string) =>
+      (own: AnyKernel): AnyKernel =>
+      (...call) => {
+        enqueued.push(`${half} ${index} behind ${reads} reads`);
+        own(...call);
+      };
     const watched = withKernels(backend, {
-      crossEntropy: (own) => (inputs, outputs, attributes) => {
-        waited.push([index, reads]);
-        own(inputs, outputs, attributes);
-      },
+      crossEntropy: noting('forward'),
+      crossEntropyBackward: noting('backward'),
     });
-    return {
-      ...watched,
-      read: (storage: Storage) => {
-        reads += 1;
-        return backend.read(storage);
-      },
+    const read = (storage: Storage) => {
+      reads += 1;
+      return backend.read(storage);
     };
+    return { ...watched, read };
   });
   const model = await newModel(first!);
-  const options = { replicas: others };
-  const trainer = new Trainer(
-    model,
-    documents,
-    { ...config, microRows: 1 },
-    options,
-  );
+  const short = { ...config, rows: 5, microRows: 1 };
+  const trainer = new Trainer(model, documents, short, { replicas });
   reads = 0;
-  // The weights go by the host here, before all passes.
   await trainer.step();
+  // The weights go by the host here, before all passes.
   const before = 2 * model.parameters.size;
-  expect(waited).toEqual([0, 1, 2, 0, 1, 2].map((index) => [index, before]));
+  const round = (indexes: number[]) =>
+    ['forward', 'backward'].flatMap((half) =>
+      indexes.map((index) => `${half} ${index} behind ${before} reads`),
+    );
+  expect(enqueued).toEqual([...round([0, 1, 2]), ...round([0, 1])]);
 });
 
 test('copies that need no host are enqueued without a wait', async () => {
