@@ -5,7 +5,7 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, MAPPING_ERROR = 11, NOT_SUPPORTED = 15 };
 enum { F32 = 0, F16 = 2, BF16 = 14 };
 
 struct Descriptor {
@@ -75,7 +75,11 @@ bool fits(const Product &u) {
 
 extern "C" {
 
-int cublasLtCreate(void **handle) { return *handle = (void *)1, SUCCESS; }
+/** A handle is the number of its device, from 1. */
+int cublasLtCreate(uint64_t *handle) {
+  *handle = asaCurrentDevice() + 1;
+  return *handle ? SUCCESS : NOT_INITIALIZED;
+}
 int cublasLtDestroy(void *) { return SUCCESS; }
 
 int cublasLtMatmulDescCreate(Descriptor **out, int, int) {
@@ -113,11 +117,15 @@ int cublasLtMatmulAlgoGetHeuristic(void *, Descriptor *, Layout *, Layout *, Lay
   return *found = 1, SUCCESS;
 }
 
-int cublasLtMatmul(void *, Descriptor *descriptor, const float *alpha, const void *A, Layout *a,
+int cublasLtMatmul(uint64_t handle, Descriptor *descriptor, const float *alpha, const void *A, Layout *a,
                    const void *B, Layout *b, const float *beta, const void *C, Layout *c, void *D,
                    Layout *d, const void *, void *, size_t, void *stream) {
   Product product = {*descriptor, *a, *b, *c, *d, A, B, C, D, *alpha, *beta};
   if (!fits(product)) return INVALID_VALUE;
+  if (handle != (uint64_t)asaCurrentDevice() + 1) return NOT_INITIALIZED;
+  for (const void *memory : {A, B, C, (const void *)D}) {
+    if (!asaIsOfCurrent(memory)) return MAPPING_ERROR;
+  }
   return asaEnqueue(stream, [product] { return multiply(product), 0; }) ? INVALID_VALUE : SUCCESS;
 }
 

@@ -1,5 +1,6 @@
-// libcuda on host memory. Work is done as soon as it is enqueued, or kept where
-// its stream is captured.
+// libcuda on host memory, two devices. Work is done as soon as it is enqueued on
+// the first one and as late as can be on the second, or is kept where its stream
+// is captured: of two devices, one that does not wait for the other is seen.
 #include "emulator.h"
 #include <algorithm>
 #include <cerrno>
@@ -7,16 +8,19 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
 #include <map>
 #include <set>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <utility>
 
 namespace {
 
 using Work = std::function<int()>;
 
+constexpr int DEVICES = 2;
 constexpr int MAX_DYNAMIC_SHARED_BYTES = 8;
 constexpr size_t PAGE = 4096;
 constexpr size_t ALIGNMENT = 256;
@@ -26,26 +30,52 @@ constexpr int POISON = 0xff;
 constexpr unsigned char RED = 0xa5;
 
 struct Allocation {
+  int device;
   size_t bytes;
   char *base;
   size_t mapped;
+
+  void allow(bool isAllowed) const {
+    int rights = isAllowed ? PROT_READ | PROT_WRITE : PROT_NONE;
+    mprotect(base + PAGE, mapped - 2 * PAGE, rights);
+  }
 };
 
 /** By address. */
 std::map<uintptr_t, Allocation> allocations;
-size_t allocated;
+size_t allocated[DEVICES];
+/** The device whose memory can be touched. */
+int touched;
+
+/** Backends that hold a device's context. */
+int users[DEVICES];
+/** The device whose context is current; -1 for none. */
+int current = -1;
+/** Whether the first one was let reach the second one's memory. */
+bool reaches[DEVICES][DEVICES];
 
 struct Stream {
+  int device;
   bool isCaptured = false;
-  std::vector<Work> work;
+  std::vector<Work> captured = {};
+  std::deque<Work> waiting = {};
+  /** Pieces of work, from the first one on. */
+  uint64_t enqueued = 0, done = 0;
+};
+/** A place in a stream's work. */
+struct Event {
+  int device;
+  uint64_t stream = 0, position = 0;
 };
 using Graph = std::vector<Work>;
 
 struct Module {
+  int device;
   void *library;
   const AsaModule *facts;
 };
 struct Function {
+  int device;
   std::string name;
   const AsaKernel *kernel;
   const AsaModule *module;
@@ -70,13 +100,71 @@ template <typename T> int drop(uint64_t handle) {
   return CUDA_SUCCESS;
 }
 
+/** The last failure in words. */
+int failed;
+std::string failure;
+
+int fail(int status, const std::string &text) {
+  failed = status;
+  failure = text;
+  return status;
+}
+
+/** Whether calls go to that device's context. */
+int checkCurrent(int device) {
+  if (current >= 0 && current == device) return CUDA_SUCCESS;
+  return fail(CUDA_ERROR_INVALID_CONTEXT,
+              "the call is for device " + std::to_string(device) +
+                  ", the current context is that of " + std::to_string(current));
+}
+
+/** Only this device's memory can be touched from now on. */
+void touch(int device) {
+  if (device == touched) return;
+  for (auto &[start, allocation] : allocations) {
+    if (allocation.device == device) allocation.allow(true);
+    if (allocation.device == touched) allocation.allow(false);
+  }
+  touched = device;
+}
+
+/** Does a stream's work up to a place. */
+int run(Stream &stream, uint64_t until) {
+  while (stream.done < until && !stream.waiting.empty()) {
+    Work work = std::move(stream.waiting.front());
+    stream.waiting.pop_front();
+    stream.done++;
+    touch(stream.device);
+    if (int status = work()) return status;
+  }
+  return CUDA_SUCCESS;
+}
+
+/** Every stream that is alive. */
+std::set<Stream *> streams;
+
+/** Does what lies before an event. */
+int reach(const Event &event) {
+  Stream *stream = find<Stream>(event.stream);
+  return stream ? run(*stream, event.position) : CUDA_SUCCESS;
+}
+
+int finish(int device) {
+  for (Stream *stream : streams) {
+    if (stream->device != device) continue;
+    if (int status = run(*stream, stream->enqueued)) return status;
+  }
+  return CUDA_SUCCESS;
+}
+
 /**
  * Pages that nothing may touch lie before and behind it. Up to the next
  * multiple of 256 there are bytes that are looked at when it is freed.
  */
 int allocate(uint64_t *out, size_t bytes) {
+  if (int status = checkCurrent(current)) return status;
   if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-  if (allocated + bytes > TOTAL_BYTES) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (allocated[current] + bytes > TOTAL_BYTES) return CUDA_ERROR_OUT_OF_MEMORY;
   size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   size_t used = (rounded + PAGE - 1) / PAGE * PAGE;
   size_t mapped = used + 2 * PAGE;
@@ -88,8 +176,10 @@ int allocate(uint64_t *out, size_t bytes) {
   char *start = base + PAGE + used - rounded;
   memset(start, POISON, bytes);
   memset(start + bytes, RED, rounded - bytes);
-  allocations[(uintptr_t)start] = {bytes, base, mapped};
-  allocated += bytes;
+  Allocation made = {current, bytes, base, mapped};
+  made.allow(current == touched);
+  allocations[(uintptr_t)start] = made;
+  allocated[current] += bytes;
   *out = (uintptr_t)start;
   return CUDA_SUCCESS;
 }
@@ -103,42 +193,40 @@ bool isOverrun(uintptr_t start, const Allocation &allocation) {
   return false;
 }
 
-/** The last failure in words. */
-int failed;
-std::string failure;
-
-int fail(int status, const std::string &text) {
-  failed = status;
-  failure = text;
-  return status;
-}
-
 int release(uint64_t address) {
   auto found = allocations.find(address);
   if (found == allocations.end()) return CUDA_ERROR_INVALID_VALUE;
   Allocation allocation = found->second;
+  if (int status = checkCurrent(allocation.device)) return status;
+  if (int status = finish(allocation.device)) return status;
+  allocation.allow(true);
   bool isBad = isOverrun(address, allocation);
   munmap(allocation.base, allocation.mapped);
   allocations.erase(found);
-  allocated -= allocation.bytes;
+  allocated[allocation.device] -= allocation.bytes;
   if (!isBad) return CUDA_SUCCESS;
   return fail(CUDA_ERROR_ILLEGAL_ADDRESS,
               "memory behind an allocation of " +
                   std::to_string(allocation.bytes) + " bytes was written to");
 }
 
-/** The bytes lie in one allocation. */
-bool holds(uint64_t address, size_t bytes) {
+/** The one allocation of the device in which the bytes lie, or null. */
+const Allocation *allocationOf(uint64_t address, size_t bytes, int device) {
   auto next = allocations.upper_bound(address);
-  if (next == allocations.begin()) return false;
+  if (next == allocations.begin()) return nullptr;
   auto &[start, allocation] = *std::prev(next);
-  return address + bytes <= start + allocation.bytes;
+  bool isIn = address + bytes <= start + allocation.bytes && allocation.device == device;
+  return isIn ? &allocation : nullptr;
+}
+bool holds(uint64_t address, size_t bytes, int device) {
+  return allocationOf(address, bytes, device) != nullptr;
 }
 
 int copy(uint64_t to, uint64_t from, size_t bytes, uint64_t stream,
          bool toDevice, bool fromDevice) {
   return asaEnqueue((void *)stream, [=]() -> int {
-    bool fits = (!toDevice || holds(to, bytes)) && (!fromDevice || holds(from, bytes));
+    bool fits = (!toDevice || holds(to, bytes, touched)) &&
+                (!fromDevice || holds(from, bytes, touched));
     if (!fits) return fail(CUDA_ERROR_INVALID_VALUE, "a copy past its memory");
     memmove((void *)to, (void *)from, bytes);
     return CUDA_SUCCESS;
@@ -178,6 +266,11 @@ void sayWhere(const void *address, char *text, size_t size) {
   for (auto &[start, allocation] : allocations) {
     uintptr_t base = (uintptr_t)allocation.base;
     if (at < base || at >= base + allocation.mapped) continue;
+    if (allocation.device != touched) {
+      snprintf(text, size, "an address of device %d, the kernel is on device %d",
+               allocation.device, touched);
+      return;
+    }
     long past = at - start - allocation.bytes;
     long before = start - at;
     snprintf(text, size, "an address %ld bytes %s an allocation of %zu bytes",
@@ -192,10 +285,20 @@ extern "C" {
 
 int asaEnqueue(void *handle, const Work &work) {
   Stream *stream = find<Stream>((uint64_t)handle);
-  if (handle && !stream) return CUDA_ERROR_INVALID_HANDLE;
-  if (!stream || !stream->isCaptured) return work();
-  stream->work.push_back(work);
-  return CUDA_SUCCESS;
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (int status = checkCurrent(stream->device)) return status;
+  if (stream->isCaptured) {
+    stream->captured.push_back(work);
+    return CUDA_SUCCESS;
+  }
+  stream->waiting.push_back(work);
+  stream->enqueued++;
+  return stream->device == 0 ? run(*stream, stream->enqueued) : CUDA_SUCCESS;
+}
+
+int asaCurrentDevice() { return current; }
+int asaIsOfCurrent(const void *address) {
+  return current >= 0 && holds((uint64_t)address, 1, current);
 }
 
 int cuInit(unsigned) { return CUDA_SUCCESS; }
@@ -206,6 +309,8 @@ int cuGetErrorName(int status, const char **text) {
       {CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
       {CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
       {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
+      {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
+      {CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED"},
       {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
       {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
       {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
@@ -226,10 +331,10 @@ int cuGetErrorString(int status, const char **text) {
   return CUDA_SUCCESS;
 }
 
-int cuDeviceGetCount(int *count) { return *count = 1, CUDA_SUCCESS; }
+int cuDeviceGetCount(int *count) { return *count = DEVICES, CUDA_SUCCESS; }
 int cuDeviceGet(int *device, int index) {
-  if (index != 0) return CUDA_ERROR_INVALID_VALUE;
-  return *device = 0, CUDA_SUCCESS;
+  if (index < 0 || index >= DEVICES) return CUDA_ERROR_INVALID_VALUE;
+  return *device = index, CUDA_SUCCESS;
 }
 int cuDeviceGetName(char *name, int size, int) {
   snprintf(name, size, "CUDA emulator");
@@ -256,9 +361,39 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
   return CUDA_SUCCESS;
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = TOTAL_BYTES, CUDA_SUCCESS; }
-int cuDevicePrimaryCtxRetain(uint64_t *context, int) { return *context = 1, CUDA_SUCCESS; }
-int cuDevicePrimaryCtxRelease_v2(int) { return CUDA_SUCCESS; }
-int cuCtxSetCurrent(uint64_t) { return CUDA_SUCCESS; }
+/** A context is the number of its device, from 1. */
+int cuDevicePrimaryCtxRetain(uint64_t *context, int device) {
+  users[device]++;
+  return *context = device + 1, CUDA_SUCCESS;
+}
+int cuDevicePrimaryCtxRelease_v2(int device) {
+  if (users[device] == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (--users[device] > 0) return CUDA_SUCCESS;
+  for (auto &enabled : reaches) enabled[device] = false;
+  for (bool &enabled : reaches[device]) enabled = false;
+  if (current == device) current = -1;
+  return CUDA_SUCCESS;
+}
+int cuCtxSetCurrent(uint64_t context) {
+  if (context == 0) return current = -1, CUDA_SUCCESS;
+  if (context > DEVICES || users[context - 1] == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  return current = context - 1, CUDA_SUCCESS;
+}
+
+int cuDeviceCanAccessPeer(int *can, int device, int other) {
+  return *can = device != other, CUDA_SUCCESS;
+}
+int cuCtxEnablePeerAccess(uint64_t context, unsigned flags) {
+  int other = (int)context - 1;
+  if (flags != 0 || other < 0 || other >= DEVICES || users[other] == 0) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (int status = checkCurrent(current)) return status;
+  if (other == current) return CUDA_ERROR_INVALID_CONTEXT;
+  bool &isEnabled = reaches[current][other];
+  if (isEnabled) return CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+  return isEnabled = true, CUDA_SUCCESS;
+}
 
 int cuMemAlloc_v2(uint64_t *out, size_t bytes) { return allocate(out, bytes); }
 int cuMemFree_v2(uint64_t address) { return release(address); }
@@ -266,7 +401,12 @@ int cuMemHostAlloc(void **out, size_t bytes, unsigned) {
   *out = malloc(bytes);
   return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
-int cuMemFreeHost(void *memory) { return free(memory), CUDA_SUCCESS; }
+int cuMemFreeHost(void *memory) {
+  for (int device = 0; device < DEVICES; device++) {
+    if (int status = finish(device)) return status;
+  }
+  return free(memory), CUDA_SUCCESS;
+}
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stream) {
   return copy(to, from, bytes, stream, true, false);
@@ -277,34 +417,75 @@ int cuMemcpyDtoHAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stre
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, uint64_t stream) {
   return copy(to, from, bytes, stream, true, true);
 }
+/** Only where both were let reach the other: else it would go by the host. */
+int cuMemcpyPeerAsync(uint64_t to, uint64_t toContext, uint64_t from,
+                      uint64_t fromContext, size_t bytes, uint64_t stream) {
+  int target = (int)toContext - 1, source = (int)fromContext - 1;
+  bool isKnown = target >= 0 && target < DEVICES && source >= 0 && source < DEVICES;
+  if (!isKnown || target == source) return CUDA_ERROR_INVALID_VALUE;
+  if (!reaches[target][source] || !reaches[source][target]) {
+    return fail(CUDA_ERROR_INVALID_VALUE, "the devices do not reach each other");
+  }
+  return asaEnqueue((void *)stream, [=]() -> int {
+    const Allocation *there = allocationOf(from, bytes, source);
+    const Allocation *here = allocationOf(to, bytes, target);
+    if (!there || !here) {
+      return fail(CUDA_ERROR_INVALID_VALUE, "a copy past the memory of its devices");
+    }
+    for (auto side : {there, here}) side->allow(true);
+    memcpy((void *)to, (void *)from, bytes);
+    for (auto side : {there, here}) side->allow(side->device == touched);
+    return CUDA_SUCCESS;
+  });
+}
 int cuMemsetD8Async(uint64_t to, unsigned value, size_t bytes, uint64_t stream) {
   return asaEnqueue((void *)stream, [=]() -> int {
-    if (!holds(to, bytes)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
+    if (!holds(to, bytes, touched)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
     memset((void *)to, value, bytes);
     return CUDA_SUCCESS;
   });
 }
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, uint64_t stream) {
   return asaEnqueue((void *)stream, [=]() -> int {
-    if (!holds(to, 4 * count)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
+    if (!holds(to, 4 * count, touched)) return fail(CUDA_ERROR_INVALID_VALUE, "past memory");
     for (size_t n = 0; n < count; n++) ((unsigned *)to)[n] = value;
     return CUDA_SUCCESS;
   });
 }
 
-int cuStreamCreate(uint64_t *out, unsigned) { return give(out, new Stream); }
-int cuStreamDestroy_v2(uint64_t stream) { return drop<Stream>(stream); }
+int cuStreamCreate(uint64_t *out, unsigned) {
+  if (int status = checkCurrent(current)) return status;
+  Stream *stream = new Stream{current};
+  streams.insert(stream);
+  return give(out, stream);
+}
+int cuStreamDestroy_v2(uint64_t handle) {
+  Stream *stream = find<Stream>(handle);
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  int status = run(*stream, stream->enqueued);
+  streams.erase(stream);
+  drop<Stream>(handle);
+  return status;
+}
 int cuStreamSynchronize(uint64_t handle) {
   Stream *stream = find<Stream>(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-  return stream->isCaptured ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+  if (stream->isCaptured) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  return run(*stream, stream->enqueued);
 }
-int cuStreamWaitEvent(uint64_t, uint64_t, unsigned) { return CUDA_SUCCESS; }
+/** The event may be another device's. */
+int cuStreamWaitEvent(uint64_t handle, uint64_t event, unsigned) {
+  Stream *stream = find<Stream>(handle);
+  Event *known = find<Event>(event);
+  if (!stream || !known) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream->isCaptured) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  return asaEnqueue((void *)handle, [place = *known] { return reach(place); });
+}
 int cuStreamBeginCapture_v2(uint64_t handle, int) {
   Stream *stream = find<Stream>(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->isCaptured) return CUDA_ERROR_INVALID_VALUE;
-  *stream = {true, {}};
+  stream->isCaptured = true;
   return CUDA_SUCCESS;
 }
 int cuStreamEndCapture(uint64_t handle, uint64_t *graph) {
@@ -312,7 +493,7 @@ int cuStreamEndCapture(uint64_t handle, uint64_t *graph) {
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (!stream->isCaptured) return CUDA_ERROR_INVALID_VALUE;
   stream->isCaptured = false;
-  return give(graph, new Graph(std::move(stream->work)));
+  return give(graph, new Graph(std::exchange(stream->captured, {})));
 }
 
 int cuGraphInstantiateWithFlags(uint64_t *out, uint64_t graph, uint64_t) {
@@ -330,14 +511,31 @@ int cuGraphLaunch(uint64_t graph, uint64_t stream) {
 int cuGraphDestroy(uint64_t graph) { return drop<Graph>(graph); }
 int cuGraphExecDestroy(uint64_t graph) { return drop<Graph>(graph); }
 
-int cuEventCreate(uint64_t *out, unsigned) { return give(out, new char); }
-int cuEventDestroy_v2(uint64_t event) { return drop<char>(event); }
-int cuEventRecord(uint64_t, uint64_t) { return CUDA_SUCCESS; }
-int cuEventQuery(uint64_t) { return CUDA_SUCCESS; }
-int cuEventSynchronize(uint64_t) { return CUDA_SUCCESS; }
+int cuEventCreate(uint64_t *out, unsigned) {
+  if (int status = checkCurrent(current)) return status;
+  return give(out, new Event{current});
+}
+int cuEventDestroy_v2(uint64_t event) { return drop<Event>(event); }
+int cuEventRecord(uint64_t event, uint64_t handle) {
+  Event *known = find<Event>(event);
+  Stream *stream = find<Stream>(handle);
+  if (!known || !stream || known->device != stream->device) {
+    return CUDA_ERROR_INVALID_HANDLE;
+  }
+  if (stream->isCaptured) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  if (int status = checkCurrent(known->device)) return status;
+  *known = {known->device, handle, stream->enqueued};
+  return CUDA_SUCCESS;
+}
+int cuEventQuery(uint64_t event) {
+  Event *known = find<Event>(event);
+  return known ? reach(*known) : CUDA_ERROR_INVALID_HANDLE;
+}
+int cuEventSynchronize(uint64_t event) { return cuEventQuery(event); }
 
 /** Machine code is a shared library, as long as its ELF header says. */
 int cuModuleLoadData(uint64_t *out, const unsigned char *image) {
+  if (int status = checkCurrent(current)) return status;
   uint64_t sections;
   uint16_t size, count;
   memcpy(&sections, image + 0x28, 8);
@@ -356,11 +554,12 @@ int cuModuleLoadData(uint64_t *out, const unsigned char *image) {
     return fail(CUDA_ERROR_INVALID_IMAGE, isWritten ? dlerror() : strerror(errno));
   }
   auto *facts = (const AsaModule *)dlsym(library, "asaModule");
-  return give(out, new Module{library, facts});
+  return give(out, new Module{current, library, facts});
 }
 int cuModuleUnload(uint64_t handle) {
   Module *module = find<Module>(handle);
   if (!module) return CUDA_ERROR_INVALID_HANDLE;
+  if (int status = finish(module->device)) return status;
   dlclose(module->library);
   return drop<Module>(handle);
 }
@@ -374,7 +573,7 @@ int cuModuleGetFunction(uint64_t *out, uint64_t handle, const char *name) {
   size_t taken = module->facts->sharedEnd - module->facts->sharedStart;
   size_t free = 48 << 10;
   free -= std::min(free, taken);
-  return give(out, new Function{name, kernel, module->facts, free});
+  return give(out, new Function{module->device, name, kernel, module->facts, free});
 }
 int cuFuncSetAttribute(uint64_t handle, int attribute, int value) {
   Function *function = find<Function>(handle);
@@ -408,7 +607,7 @@ int cuTensorMapEncodeTiled(AsaBoxes *out, int type, unsigned rank,
   bool isBox = isSome && box[0] == 64 && box[1] >= 1 && box[1] <= 256 && box[2] >= 1 &&
                box[2] <= 256;
   if (!isKind || !isDense || !isAligned || !isBox ||
-      !holds(address, strides[1] * rows)) {
+      current < 0 || !holds(address, strides[1] * rows, current)) {
     return fail(CUDA_ERROR_INVALID_VALUE, "boxes that the emulator does not know");
   }
   *out = {AsaBoxes::TAG, (const char *)address, {columns, heads, rows},
@@ -425,6 +624,7 @@ int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
                    uint64_t stream, void **single, void **packed) {
   Function *function = find<Function>(handle);
   if (!function) return CUDA_ERROR_INVALID_HANDLE;
+  if (int status = checkCurrent(function->device)) return status;
   bool isPacked = packed && packed[0] == (void *)1 && packed[2] == (void *)2;
   if (isPacked == (single != nullptr)) {
     return fail(CUDA_ERROR_INVALID_VALUE, "arguments must be packed, or one");

@@ -11,9 +11,11 @@ enum {
   CUDA_ERROR_INVALID_VALUE = 1,
   CUDA_ERROR_OUT_OF_MEMORY = 2,
   CUDA_ERROR_INVALID_IMAGE = 200,
+  CUDA_ERROR_INVALID_CONTEXT = 201,
   CUDA_ERROR_INVALID_HANDLE = 400,
   CUDA_ERROR_NOT_FOUND = 500,
   CUDA_ERROR_ILLEGAL_ADDRESS = 700,
+  CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED = 704,
   CUDA_ERROR_MISALIGNED_ADDRESS = 716,
   CUDA_ERROR_INVALID_ADDRESS_SPACE = 717,
   CUDA_ERROR_LAUNCH_FAILED = 719,
@@ -48,5 +50,11 @@ void multiplyWarpgroup(const AsaWgmma *const *lanes, unsigned warp);
 /** Memory at a shared address that products may read, or the launch ends. */
 const char *readableShared(unsigned address, unsigned bytes);
 
-/** Runs work now, or keeps it where the stream is captured. */
-extern "C" int asaEnqueue(void *stream, const std::function<int()> &work);
+extern "C" {
+/** Runs work now or later, or keeps it where the stream is captured. */
+int asaEnqueue(void *stream, const std::function<int()> &work);
+/** The device whose context is current; -1 for none. */
+int asaCurrentDevice();
+/** Whether it is an address in that device's memory. */
+int asaIsOfCurrent(const void *address);
+}

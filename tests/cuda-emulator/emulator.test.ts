@@ -1,5 +1,12 @@
 /** That the emulator sees what it is there to see. */
-import { afterEach, beforeAll, describe, expect, test } from 'vitest';
+import {
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  test,
+} from 'vitest';
 import type {
   CudaPointer,
   CudaStream,
@@ -24,18 +31,24 @@ interface Run {
 
 const reason = whyNoEmulator();
 
+async function loadWithContext(): Promise<Emulator> {
+  const emulator = await loadEmulator();
+  emulator.driver.retainContext(0);
+  return emulator;
+}
+
 describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   let emulator: Emulator;
   let stream: CudaStream;
 
   beforeAll(async () => {
-    emulator = await loadEmulator();
+    emulator = await loadWithContext();
     stream = emulator.driver.createStream();
   }, 120_000);
 
   afterEach(async () => {
     // A failure ends a driver.
-    emulator = await loadEmulator();
+    emulator = await loadWithContext();
   });
 
   /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */
@@ -312,5 +325,82 @@ extern "C" __global__ void kernel(unsigned *x) {
       wgmmaCommit();
       wgmmaWait<0>();`;
     expect(() => run(all, onWarpgroup)).toThrow(message);
+  });
+
+  describe('two devices', () => {
+    let other: Emulator;
+    let late: CudaStream;
+
+    beforeEach(async () => {
+      other = await loadEmulator();
+      other.driver.retainContext(1);
+      late = other.driver.createStream();
+    });
+    // Its context forgets what it reaches.
+    afterEach(() => other.driver.releaseContext(1));
+
+    /** A word on the device. */
+    function wordOn({ driver }: Emulator, on: CudaStream, value: number) {
+      const x = driver.allocate(4) as CudaPointer;
+      driver.fillWords(x, value, 1, on);
+      return x;
+    }
+    function read({ driver }: Emulator, on: CudaStream, x: CudaPointer) {
+      const host = new NativeMemory(4);
+      driver.copyToHost(host.address, x, 4, on);
+      driver.synchronize(on);
+      const [word] = new Uint32Array(host.bytes.slice().buffer);
+      host.free();
+      return word;
+    }
+
+    test('have memory of their own', () => {
+      const x = wordOn(other, late, 7);
+      expect(() => emulator.driver.fillWords(x, 1, 1, stream)).toThrow(
+        /past memory/,
+      );
+      expect(read(other, late, x)).toBe(7);
+    });
+
+    test('run kernels that see no other memory', () => {
+      const x = BigInt(wordOn(other, late, 7));
+      expect(() => run(`x[i] = *(const unsigned *)${x}ull;`)).toThrow(
+        /an address of device 1, the kernel is on device 0/,
+      );
+    });
+
+    test('take work in their own context alone', () => {
+      expect(() => emulator.driver.synchronize(late)).not.toThrow();
+      const x = wordOn(emulator, stream, 1);
+      expect(() => other.driver.fillWords(x, 1, 1, stream)).toThrow(
+        /the call is for device 0, the current context is that of 1/,
+      );
+    });
+
+    test('do not wait for each other by themselves', () => {
+      const { driver } = emulator;
+      driver.reach(other.driver, 0, 1);
+      other.driver.reach(driver, 1, 0);
+      const copied = (waits: boolean) => {
+        const [x, y] = [wordOn(other, late, 7), wordOn(emulator, stream, 1)];
+        const event = other.driver.createEvent();
+        other.driver.record(event, late);
+        if (waits) driver.makeWait(stream, event);
+        driver.copyFromPeer(y, x, other.driver, 4, stream);
+        return read(emulator, stream, y);
+      };
+      expect(copied(true)).toBe(7);
+      expect(copied(false)).not.toBe(7);
+    });
+
+    test('copy only where both were let reach the other', () => {
+      const { driver } = emulator;
+      const [x, y] = [wordOn(other, late, 7), wordOn(emulator, stream, 1)];
+      const copy = () => driver.copyFromPeer(y, x, other.driver, 4, stream);
+      driver.reach(other.driver, 0, 1);
+      expect(copy).toThrow(/do not reach each other/);
+      other.driver.reach(driver, 1, 0);
+      expect(copy).not.toThrow();
+    });
   });
 });

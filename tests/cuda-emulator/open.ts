@@ -15,29 +15,42 @@ import {
 import { KernelCache } from '../../packages/backend-gpu/src/cuda/kernel-cache';
 import { buildEmulator } from './build.mjs';
 
+/** Loaded once, as `openCuda` does: backends of one library know each other. */
+let libraries: ReturnType<typeof bindAll> | undefined;
+
+function bindAll(folder: string) {
+  return {
+    // The others need what the first one has.
+    cuda: bind(join(folder, 'libcuda.so.1'), driverFunctions),
+    nvrtc: bind(join(folder, 'libnvrtc.so.13'), compilerFunctions),
+    products: bind(join(folder, 'libcublasLt.so.13'), productFunctions),
+    cache: new KernelCache(join(folder, 'kernels')),
+  };
+}
+
 /** A driver that no failure has ended yet, and the compiler. */
 export async function loadEmulator() {
   const folder = await buildEmulator();
-  // The others need what the first one has.
-  const driver = new Driver(
-    bind(join(folder, 'libcuda.so.1'), driverFunctions),
-  );
+  libraries ??= bindAll(folder);
+  const { cuda, nvrtc, products, cache } = libraries;
+  const driver = new Driver(cuda);
   driver.init();
-  const nvrtc = bind(join(folder, 'libnvrtc.so.13'), compilerFunctions);
-  const products = bind(join(folder, 'libcublasLt.so.13'), productFunctions);
-  const cache = new KernelCache(join(folder, 'kernels'));
   return { driver, compiler: new Compiler(nvrtc), products, cache };
 }
 
-/** @param facts what is said of the card in place of the truth. */
+/**
+ * @param facts what is said of the card in place of the truth.
+ * @param device one of two.
+ */
 export async function openEmulated(
   facts?: Partial<DeviceFacts>,
+  device = 0,
 ): Promise<CudaBackend> {
   const parts = await loadEmulator();
   return new CudaBackend({
     ...parts,
-    device: 0,
-    facts: { ...parts.driver.facts(0), ...facts },
+    device,
+    facts: { ...parts.driver.facts(device), ...facts },
     limitBytes: Number.POSITIVE_INFINITY,
     poison: true,
     allowTf32: false,

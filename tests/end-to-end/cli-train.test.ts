@@ -1,5 +1,6 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, describe, expect, it } from 'vitest';
+import { buildEmulator, whyNoEmulator } from '../cuda-emulator/build.mjs';
 import { asa, trainTiny, workspace } from './cli-process';
 
 const { path, remove } = workspace();
@@ -127,11 +128,55 @@ describe('train', () => {
     ['no such data', ['--steps', '1', '--data', '/none'], '/none'],
     ['too little text', ['--steps', '1', '--vocabulary', '9000'], 'fewer'],
     ['no such configuration', ['--steps', '1', '--config', '/no.json'], '/no'],
+    ['devices of no number', ['--steps', '1', '--device', '0,x'], 'a whole'],
+    ['a device twice', ['--steps', '1', '--device', '1,0,1'], 'come twice'],
+    ['numbers where there are none', ['--steps', '1', '--device', '0'], 'cuda'],
+    [
+      'fewer passes than devices',
+      [
+        ...['--steps', '1', '--backend', 'cuda', '--device', '0,1,2'],
+        ...['--accumulate', '2'],
+      ],
+      '--accumulate: must be at least 3',
+    ],
   ])('refuses %s', async (_, args, rule) => {
     const { code, stdout, stderr } = await asa(train('refused', ...args));
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
     expect(stderr).toContain(rule);
   });
+
+  it.skipIf(whyNoEmulator())(
+    'shares a step out to two cards, to the bits of one',
+    async () => {
+      const folder = await buildEmulator();
+      const env = { LD_LIBRARY_PATH: folder, XDG_CACHE_HOME: folder };
+      const run = async (out: string, ...more: string[]) => {
+        const args = ['--steps', '2', '--backend', 'cuda', ...more];
+        const { code, stderr } = await asa(train(out, ...args), { env });
+        expect(code, stderr).toBe(0);
+        return weights(out);
+      };
+      const two = await run('two-cards', '--device', '0,1');
+      const one = await run('one-card', '--accumulate', '2');
+      expect(two.equals(one)).toBe(true);
+      expect(events('two-cards')[0].tokens).toBe(events('one-card')[0].tokens);
+      const none = await asa(
+        train(
+          'no-card',
+          '--steps',
+          '1',
+          '--backend',
+          'cuda',
+          '--device',
+          '0,2',
+        ),
+        { env },
+      );
+      expect(none.code).toBe(4);
+      expect(none.stderr).toContain('device 2 is not one of 2');
+    },
+    120_000,
+  );
 
   it('refuses data that is no text', async () => {
     writeFileSync(path('binary.txt'), Uint8Array.of(0xff, 0xfe, 0xfd));

@@ -1,7 +1,7 @@
 import type { GpuJsOptions } from '@asa/backend-gpu/gpujs';
 import type { TfjsOptions } from '@asa/backend-gpu/tfjs';
 import type { Backend } from '@asa/core';
-import { ExitError, exitCode } from './exit';
+import { ExitError, exitCode, UsageError } from './exit';
 import { whyNoGpu } from './gpu-probe';
 import { whyNotWebGpu } from './probe-memory';
 import { note } from './terminal';
@@ -16,6 +16,8 @@ export interface BackendEntry {
   explain(): Promise<string | undefined>;
   /** @throws when it cannot be used here. */
   open(): Promise<Backend>;
+  /** The same on one of several devices, where they have numbers. */
+  readonly openDevice?: (device: number) => Promise<Backend>;
 }
 
 interface LibraryOptions {
@@ -77,6 +79,8 @@ const backends: readonly BackendEntry[] = [
       return explainCuda().then(() => undefined, reasonOf);
     },
     open: async () => (await import('@asa/backend-gpu/cuda')).openCuda(),
+    openDevice: async (device) =>
+      (await import('@asa/backend-gpu/cuda')).openCuda({ device }),
   },
   // Behind the CPU, which every machine has: for those who ask for them.
   tfjs(),
@@ -114,13 +118,16 @@ export async function openBackend(
 ): Promise<Backend> {
   if (name !== 'auto') {
     const entry = entries.find((candidate) => candidate.name === name);
-    const opened = entry ? await tryOpen(entry) : 'no such backend';
+    const opened = entry
+      ? await tryOpen(() => entry.open())
+      : 'no such backend';
     if (typeof opened === 'string') throw new UnavailableError(name, opened);
     return opened;
   }
   const passed: string[] = [];
   for (const entry of entries) {
-    const opened = (await entry.explain()) ?? (await tryOpen(entry));
+    const opened =
+      (await entry.explain()) ?? (await tryOpen(() => entry.open()));
     if (typeof opened !== 'string') {
       note([took(opened), ...passed].join('; '));
       return opened;
@@ -131,25 +138,73 @@ export async function openBackend(
 }
 
 /** Opens a backend, runs `work`, and frees it whatever happens. */
-export async function withBackend<T>(
+export function withBackend<T>(
   name: string,
   work: (backend: Backend) => Promise<T>,
 ): Promise<T> {
-  const backend = await openBackend(name);
+  return withBackends(name, undefined, ([backend]) => work(backend));
+}
+
+/**
+ * The same with one backend for each device, in their order; a single one that
+ * chooses for itself where no devices are given.
+ * @throws UnavailableError where one of them cannot be opened; UsageError where
+ *   the backend's devices have no numbers.
+ */
+export async function withBackends<T>(
+  name: string,
+  devices: readonly number[] | undefined,
+  work: (backends: readonly [Backend, ...Backend[]]) => Promise<T>,
+  entries: readonly BackendEntry[] = backends,
+): Promise<T> {
+  const opened: Backend[] = [];
   try {
-    return await work(backend);
+    if (devices === undefined) opened.push(await openBackend(name, entries));
+    else {
+      const open = deviceOpener(name, entries);
+      for (const device of devices) opened.push(await open(device));
+    }
+    const [first, ...others] = opened;
+    if (!first) throw new UsageError('--device: give at least one device');
+    return await work([first, ...others]);
   } finally {
-    await backend.destroy();
+    await Promise.all(opened.map((backend) => backend.destroy()));
   }
+}
+
+/**
+ * Opens devices of a backend by their numbers.
+ * @throws UsageError where they have none.
+ */
+export function deviceOpener(
+  name: string,
+  entries: readonly BackendEntry[] = backends,
+): (device: number) => Promise<Backend> {
+  const entry = entries.find((candidate) => candidate.name === name);
+  const open = entry?.openDevice;
+  if (!open) {
+    const able = entries.filter(({ openDevice }) => openDevice);
+    const names = able.map((each) => each.name).join(', ');
+    throw new UsageError(
+      `--device: the devices of backend ${name} have no numbers; those of ${names} have, give --backend`,
+    );
+  }
+  return async (device) => {
+    const opened = await tryOpen(() => open(device));
+    if (typeof opened === 'string') throw new UnavailableError(name, opened);
+    return opened;
+  };
 }
 
 const took = ({ name, description }: Backend) =>
   `backend ${name} (${description})`;
 
 /** The backend, or why there is none. */
-async function tryOpen(entry: BackendEntry): Promise<Backend | string> {
+async function tryOpen(
+  open: () => Promise<Backend>,
+): Promise<Backend | string> {
   try {
-    return await entry.open();
+    return await open();
   } catch (error) {
     return reasonOf(error);
   }

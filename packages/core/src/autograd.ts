@@ -57,6 +57,24 @@ export class Tape {
     sources: readonly Tensor[],
   ): Map<Tensor, Tensor> {
     const gradients = new Gradients(seed, output);
+    const result = new Map<Tensor, Tensor>();
+    try {
+      this.playAllBack(gradients, sources);
+      const scope = new Scope(gradients.backend);
+      for (const source of sources) {
+        const gradient = gradients.take(scope, source);
+        if (gradient) result.set(source, gradient);
+      }
+      return result;
+    } catch (error) {
+      for (const gradient of result.values()) gradient.free();
+      throw error;
+    } finally {
+      gradients.free();
+    }
+  }
+
+  private playAllBack(gradients: Gradients, sources: readonly Tensor[]): void {
     const wanted = new Set(sources.map((tensor) => tensor.allocation));
     for (const entry of this.entries.toReversed()) {
       const produced = Object.fromEntries(
@@ -71,14 +89,6 @@ export class Tape {
         if (!wanted.has(tensor.allocation)) gradients.drop(tensor);
       }
     }
-    const result = new Map<Tensor, Tensor>();
-    const scope = new Scope(gradients.backend);
-    for (const source of sources) {
-      const gradient = gradients.take(scope, source);
-      if (gradient) result.set(source, gradient);
-    }
-    gradients.free();
-    return result;
   }
 
   private playBack(

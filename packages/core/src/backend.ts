@@ -71,6 +71,18 @@ export interface Backend {
     length: number,
   ): void;
   free(storage: Storage): void;
+  /**
+   * Runs `body`, which copies whole storages of another backend to this one's,
+   * of the same size and type, without the host. It only enqueues, and gives
+   * the other backend nothing: copies run behind what that one was given before
+   * and in order with what this one is given, and what that one is given later
+   * runs behind all of `body`. False, with nothing done, where it cannot copy
+   * from that backend; a backend that can from none leaves this out.
+   */
+  receive?(
+    from: Backend,
+    body: (copy: (source: Storage, target: Storage) => void) => void,
+  ): boolean;
 
   /**
    * Runs `body`, which only enqueues, and keeps its commands. What `body`

@@ -5,6 +5,7 @@ import {
   openBackend,
   UnavailableError,
   withBackend,
+  withBackends,
 } from '../../../packages/cli/src/backends';
 import { exitCode } from '../../../packages/cli/src/exit';
 
@@ -78,4 +79,56 @@ it('withBackend frees the backend when the work fails', async () => {
   });
   await expect(work).rejects.toThrow('no');
   expect(freed?.destroy).toHaveBeenCalledOnce();
+});
+
+describe('withBackends', () => {
+  const opened = (device: number) =>
+    ({
+      name: 'cards',
+      description: `card ${device}`,
+      destroy: vi.fn(),
+    }) as unknown as Backend;
+  const cards: BackendEntry = {
+    ...entry('cards'),
+    openDevice: async (device) => {
+      if (device > 2) throw new Error(`device ${device} is not one of 3`);
+      return opened(device);
+    },
+  };
+  const entries = [cpu, cards];
+
+  it('opens the devices in their order, and frees all of them', async () => {
+    let found: readonly Backend[] = [];
+    const work = async (backends: readonly Backend[]) => {
+      found = backends;
+      for (const { destroy } of backends)
+        expect(destroy).not.toHaveBeenCalled();
+      return 5;
+    };
+    expect(await withBackends('cards', [2, 0], work, entries)).toBe(5);
+    expect(found.map(({ description }) => description)).toEqual([
+      'card 2',
+      'card 0',
+    ]);
+    for (const { destroy } of found) expect(destroy).toHaveBeenCalledOnce();
+  });
+
+  it('frees those that opened before one that is not there', async () => {
+    const first = opened(0);
+    const some = { ...cards, openDevice: vi.fn(cards.openDevice) };
+    some.openDevice.mockResolvedValueOnce(first);
+    const work = vi.fn();
+    const found = withBackends('cards', [0, 7], work, [some]);
+    await expect(found).rejects.toThrow(UnavailableError);
+    await expect(found).rejects.toThrow('device 7 is not one of 3');
+    expect(first.destroy).toHaveBeenCalledOnce();
+    expect(work).not.toHaveBeenCalled();
+  });
+
+  it.each(['cpu', 'auto', 'abacus'])('finds no devices of %s', (name) =>
+    expect(withBackends(name, [0], vi.fn(), entries)).rejects.toMatchObject({
+      code: exitCode.usage,
+      message: `--device: the devices of backend ${name} have no numbers; those of cards have, give --backend`,
+    }),
+  );
 });

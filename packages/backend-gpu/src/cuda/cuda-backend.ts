@@ -18,7 +18,7 @@ import {
 import { checkCopy, checkRange } from '../ranges';
 import { Allocator } from './allocator';
 import type {
-  CudaContext,
+  CudaEvent,
   CudaPointer,
   CudaStream,
   ProductLibrary,
@@ -54,9 +54,6 @@ export interface CudaBackendParts {
   readonly allowTf32: boolean;
 }
 
-/** The context that calls of this thread go to. */
-let current: CudaContext | undefined;
-
 /** Operators as CUDA kernels on one device, in the order of one stream. */
 export class CudaBackend implements Backend, KernelContext {
   readonly name = 'cuda';
@@ -68,8 +65,11 @@ export class CudaBackend implements Backend, KernelContext {
   readonly facts: DeviceFacts;
 
   private readonly driver: Driver;
-  private readonly context: CudaContext;
   private readonly stream: CudaStream;
+  /** Behind the work that another device has to wait for. */
+  private readonly event: CudaEvent;
+  /** Backends whose memory the device reaches as well as it can. */
+  private readonly reached = new WeakSet<CudaBackend>();
   private readonly allocator: Allocator;
   private readonly staging: Staging;
   private readonly functions: Functions;
@@ -87,10 +87,9 @@ export class CudaBackend implements Backend, KernelContext {
     this.driver = driver;
     this.facts = facts;
     this.description = `${facts.name}, sm_${facts.capability}`;
-    this.context = driver.retainContext(parts.device);
-    current = undefined;
-    this.makeCurrent();
+    driver.retainContext(parts.device);
     this.stream = driver.createStream();
+    this.event = driver.createEvent();
     this.allocator = new Allocator(driver, limitBytes);
     this.staging = new Staging(driver, this.stream);
     this.functions = new Functions(
@@ -196,6 +195,28 @@ export class CudaBackend implements Backend, KernelContext {
     middle.free();
   }
 
+  receive(
+    from: Backend,
+    body: (copy: (source: Storage, target: Storage) => void) => void,
+  ): boolean {
+    if (!(from instanceof CudaBackend && from.driver.knows(this.driver))) {
+      return false;
+    }
+    for (const backend of [from, this]) {
+      backend.check();
+      backend.checkNotRecording('receive');
+    }
+    this.reach(from);
+    this.waitFor(from);
+    try {
+      body((source, target) => this.copyFrom(from, source, target));
+    } finally {
+      // Before then nothing there writes over what is copied.
+      from.waitFor(this);
+    }
+    return true;
+  }
+
   /** Harmless after `destroy`, so that owners can clean up in any order. */
   free(storage: Storage): void {
     const memory = memoryOf(storage);
@@ -248,12 +269,13 @@ export class CudaBackend implements Backend, KernelContext {
     const { driver } = this;
     // A lost device gives nothing back, and says so each time.
     const steps = [
-      () => this.makeCurrent(),
+      () => driver.makeCurrent(),
       () => driver.synchronize(this.stream),
       () => this.staging.destroy(),
       () => this.products.destroy(),
       () => this.functions.destroy(),
       () => this.allocator.destroyAll(),
+      () => driver.destroyEvent(this.event),
       () => driver.destroyStream(this.stream),
       () => driver.releaseContext(this.parts.device),
     ];
@@ -262,7 +284,6 @@ export class CudaBackend implements Backend, KernelContext {
         step();
       } catch {}
     }
-    current = undefined;
   }
 
   run(launch: Launch): void {
@@ -330,16 +351,37 @@ export class CudaBackend implements Backend, KernelContext {
     this.driver.fillWords(memory.pointer, word, words, this.hostStream);
   }
 
-  private makeCurrent(): void {
-    if (current === this.context) return;
-    this.driver.setCurrent(this.context);
-    current = this.context;
+  private copyFrom(from: CudaBackend, source: Storage, target: Storage): void {
+    const [theirs, own] = [memoryOf(source), memoryOf(target)];
+    checkCopy(theirs, 0, own, 0, Math.max(theirs.elements, own.elements));
+    this.check();
+    for (const backend of [from, this]) backend.checkNotRecording('receive');
+    const { bytes, pointer } = own;
+    if (bytes === 0) return;
+    const { driver, stream } = this;
+    driver.copyFromPeer(pointer, theirs.pointer, from.driver, bytes, stream);
+  }
+
+  /** Copies need not pass through the host, where the two devices allow it. */
+  private reach(other: CudaBackend): void {
+    if (this.reached.has(other)) return;
+    const [own, theirs] = [this.parts.device, other.parts.device];
+    this.driver.reach(other.driver, own, theirs);
+    other.driver.reach(this.driver, theirs, own);
+    this.reached.add(other);
+    other.reached.add(this);
+  }
+
+  /** What this stream is given from now on runs behind the other's work so far. */
+  private waitFor(other: CudaBackend): void {
+    other.driver.record(other.event, other.stream);
+    this.driver.makeWait(this.stream, other.event);
   }
 
   private check(): void {
     this.checkOpen();
     this.driver.checkAlive();
-    this.makeCurrent();
+    this.driver.makeCurrent();
   }
 
   private checkOpen(): void {

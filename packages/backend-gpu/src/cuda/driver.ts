@@ -18,6 +18,7 @@ import { BOXES_BYTES } from './launch';
 /** Statuses that are answers, not failures. */
 const OUT_OF_MEMORY = 2;
 const NOT_READY = 600;
+const PEER_ACCESS_ALREADY_ENABLED = 704;
 
 /** Failures after which a context is of no use; every later call fails too. */
 const lostStatuses: ReadonlySet<number> = new Set([
@@ -61,11 +62,19 @@ export interface DeviceFacts {
   readonly totalBytes: number;
 }
 
-/** libcuda with every status checked. */
+/** The driver whose context this thread's calls go to. */
+let current: Driver | undefined;
+
+/**
+ * libcuda for one device with every status checked. Each call finds the
+ * device's context current, whichever device was used before it.
+ */
 export class Driver {
   private readonly out = new Out();
   /** The failure that ended the context; every call throws it again. */
   private lost: DeviceLostError | undefined;
+  /** The device's, once it is retained. */
+  private context: CudaContext | undefined;
   /** Packed arguments of a launch, and how `cuLaunchKernel` is told of them. */
   private readonly packed = new NativeMemory(ARGUMENT_BYTES + 56);
   readonly argumentBytes = this.packed.bytes.subarray(0, ARGUMENT_BYTES);
@@ -80,7 +89,7 @@ export class Driver {
     this.mapAddress - this.maps.address + BOXES_BYTES,
   );
 
-  constructor(private readonly cuda: DriverLibrary) {
+  constructor(private readonly library: DriverLibrary) {
     const { address, bytes } = this.packed;
     // BUFFER_POINTER (1), the buffer, BUFFER_SIZE (2), where the size is, END.
     const tail = new BigUint64Array(
@@ -132,22 +141,79 @@ export class Driver {
     };
   }
 
-  /** The device's primary context, which cuBLASLt uses too. */
-  retainContext(index: number): CudaContext {
+  /**
+   * Takes the device's primary context, which cuBLASLt uses too. Drivers of one
+   * device share it.
+   */
+  retainContext(index: number): void {
+    const { library, out } = this;
     const device = this.handleOf(index);
-    const status = this.cuda.cuDevicePrimaryCtxRetain(this.out.memory, device);
+    const status = library.cuDevicePrimaryCtxRetain(out.memory, device);
     this.check('cuDevicePrimaryCtxRetain', status);
-    return this.out.take();
+    this.context = out.take<CudaContext>();
   }
 
   releaseContext(index: number): void {
     this.packed.free();
     this.maps.free();
-    this.cuda.cuDevicePrimaryCtxRelease_v2(this.handleOf(index));
+    const device = this.handleOf(index);
+    this.context = undefined;
+    current = undefined;
+    this.library.cuDevicePrimaryCtxRelease_v2(device);
   }
 
-  setCurrent(context: CudaContext): void {
-    this.check('cuCtxSetCurrent', this.cuda.cuCtxSetCurrent(context));
+  /** For libraries that go by the thread's context, as cuBLASLt does. */
+  makeCurrent(): void {
+    if (current === this || this.context === undefined) return;
+    const status = this.library.cuCtxSetCurrent(this.context);
+    this.check('cuCtxSetCurrent', status);
+    current = this;
+  }
+
+  /** Whether memory of the other's device can be copied to this one's. */
+  knows(other: Driver): boolean {
+    return this.library === other.library;
+  }
+
+  /**
+   * Lets this device reach the other's memory by itself, where the two can. A
+   * copy between devices that cannot goes through the host.
+   */
+  reach(other: Driver, device: number, otherDevice: number): void {
+    const { cuda, out, context } = this;
+    if (other.context === undefined || other.context === context) return;
+    const [own, theirs] = [this.handleOf(device), this.handleOf(otherDevice)];
+    const asked = cuda.cuDeviceCanAccessPeer(out.memory, own, theirs);
+    this.check('cuDeviceCanAccessPeer', asked);
+    if (out.takeInt() === 0) return;
+    const status = cuda.cuCtxEnablePeerAccess(other.context, 0);
+    if (status === PEER_ACCESS_ALREADY_ENABLED) return;
+    this.check('cuCtxEnablePeerAccess', status);
+  }
+
+  /** Copies from the other's device to this one's. */
+  copyFromPeer(
+    target: CudaPointer,
+    source: CudaPointer,
+    other: Driver,
+    bytes: number,
+    stream: CudaStream,
+  ): void {
+    const { cuda, context = 0 } = this;
+    if (other.context === context) {
+      this.copyOnDevice(target, source, bytes, stream);
+      return;
+    }
+    const from = other.context ?? 0;
+    const status = cuda.cuMemcpyPeerAsync(
+      target,
+      context,
+      source,
+      from,
+      bytes,
+      stream,
+    );
+    this.check('cuMemcpyPeerAsync', status);
   }
 
   /** Device memory, or nothing where there is no room for it. */
@@ -392,9 +458,15 @@ export class Driver {
     if (this.lost) throw this.lost;
   }
 
+  /** The functions, for calls to this driver's context. */
+  private get cuda(): DriverLibrary {
+    this.makeCurrent();
+    return this.library;
+  }
+
   private handleOf(device: number): number {
-    const { cuda, out } = this;
-    this.check('cuDeviceGet', cuda.cuDeviceGet(out.memory, device));
+    const { library, out } = this;
+    this.check('cuDeviceGet', library.cuDeviceGet(out.memory, device));
     return out.takeInt();
   }
 
@@ -413,7 +485,7 @@ export class Driver {
 
   /** The driver's own name and sentence for a status. */
   private words(status: number): string {
-    const { cuda } = this;
+    const { library: cuda } = this;
     const out = new Out();
     const name = cuda.cuGetErrorName(status, out.memory) === 0;
     const nameText = name ? textAt(out.take()) : `status ${status}`;

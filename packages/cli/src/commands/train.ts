@@ -21,8 +21,12 @@ import {
   train,
 } from '@asa/core';
 import { makeFolder, openFolder } from '@asa/core/node';
-import { Command, Option } from '@commander-js/extra-typings';
-import { backendNames, withBackend } from '../backends';
+import {
+  Command,
+  InvalidArgumentError,
+  Option,
+} from '@commander-js/extra-typings';
+import { backendNames, deviceOpener, withBackends } from '../backends';
 import { readTexts, textFiles } from '../corpus';
 import { ExitError, exitCode, UsageError } from '../exit';
 import { interruptible } from '../interrupt';
@@ -36,10 +40,17 @@ import {
   vocabularyRange,
 } from '../train-tokenizer';
 import { trainingMonitor } from '../training-monitor';
-import { integer, real } from '../values';
+import { integer, list, real } from '../values';
 
 const positive = integer({ min: 1 });
 const share = real({ min: 0 });
+
+/** Parses numbers of devices such as `0,1`. */
+function deviceList(text: string): number[] {
+  const devices = list(integer({ min: 0 }))(text);
+  if (new Set(devices).size === devices.length) return devices;
+  throw new InvalidArgumentError('No device may come twice.');
+}
 
 export const command = new Command('train')
   .description(
@@ -84,7 +95,11 @@ export const command = new Command('train')
     positive,
   )
   .option('--batch <n>', 'rows of one forward pass', positive, 4)
-  .option('--accumulate <n>', 'forward passes of one step', positive, 1)
+  .option(
+    '--accumulate <n>',
+    'forward passes of one step; one for each device when left out',
+    positive,
+  )
   .option('--learning-rate <x>', 'its peak', share, 1e-3)
   .option('--warmup <steps>', 'steps up to the peak', integer({ min: 0 }), 50)
   .addOption(
@@ -144,12 +159,18 @@ export const command = new Command('train')
       .choices(backendNames)
       .default('auto'),
   )
+  .option(
+    '--device <list>',
+    'with --backend cuda: numbers of the cards, such as 0,1,2,3; they share out the passes of a step, so --accumulate is at least as many',
+    deviceList,
+  )
   .addHelpText(
     'after',
     '\nExample:\n  asa train --data ./books --preset tiny --tokens 1e6 --out ./model',
   )
   .action(async (options) => {
     checkLength(options);
+    checkDevices(options);
     const out = await makeFolder(options.out);
     await checkIsFree(out, options);
     const files = await textFiles(options.data);
@@ -165,9 +186,9 @@ export const command = new Command('train')
           )
         : undefined;
     const config = trainConfig(options, model);
-    await withBackend(options.backend, async (backend) => {
+    await withBackends(options.backend, options.device, async (backends) => {
       const trainer = await openTrainer(
-        { out, backend, documents, config, model },
+        { out, backends, documents, config, model },
         options,
       );
       const log = options.log ?? join(options.out, 'train.jsonl');
@@ -250,6 +271,16 @@ function checkLength({ steps, tokens, minutes, schedule }: Options): void {
   if (minutes !== undefined && schedule === 'constant') return;
   throw new UsageError(
     'give --steps or --tokens; with --schedule constant, --minutes will do',
+  );
+}
+
+/** Before anything is written. */
+function checkDevices({ backend, device, accumulate }: Options): void {
+  if (device === undefined) return;
+  deviceOpener(backend);
+  if (accumulate === undefined || accumulate >= device.length) return;
+  throw new UsageError(
+    `--accumulate: must be at least ${device.length}, a forward pass for each device, got ${accumulate}`,
   );
 }
 
@@ -354,7 +385,8 @@ function firstTokens(documents: Documents, count: number): Documents {
 }
 
 function trainConfig(options: Options, model: ModelConfig): TrainConfigInput {
-  const { batch, accumulate, steps, tokens, warmup, clip } = options;
+  const { batch, device = [0], steps, tokens, warmup, clip } = options;
+  const { accumulate = device.length } = options;
   const context = options.context ?? model.context;
   const rows = batch * accumulate;
   const byTokens = tokens && Math.ceil(tokens / (rows * context));
@@ -383,14 +415,15 @@ function trainConfig(options: Options, model: ModelConfig): TrainConfigInput {
 async function openTrainer(
   run: {
     out: Folder;
-    backend: Backend;
+    backends: readonly [Backend, ...Backend[]];
     documents: Documents;
     config: TrainConfigInput;
     model: ModelConfig;
   },
   { resume, seed, dtype }: Options,
 ): Promise<Trainer> {
-  const { out, backend, documents, config, model } = run;
+  const { out, documents, config, model } = run;
+  const [backend, ...replicas] = run.backends;
   if (resume) {
     const trainer = await Trainer.resume(
       out,
@@ -398,12 +431,15 @@ async function openTrainer(
       documents,
       config,
       dtype,
+      { replicas },
     );
     note(`going on behind step ${trainer.steps}`);
     return trainer;
   }
   const parameters = await initialParameters(backend, model, { seed, dtype });
-  return new Trainer(new Model(backend, model, parameters), documents, config);
+  return new Trainer(new Model(backend, model, parameters), documents, config, {
+    replicas,
+  });
 }
 
 function withDeadline(

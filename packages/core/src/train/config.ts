@@ -15,7 +15,10 @@ export const trainSchema = z.object({
   context: count,
   /** Rows of one step. */
   rows: count,
-  /** Rows of one forward pass: less memory, the same gradient. All when left out. */
+  /**
+   * Rows of one forward pass: less memory, the same gradient. A backend's share
+   * of the step when left out, so all on one.
+   */
   microRows: count.optional(),
   schedule: scheduleSchema,
   beta1: moment.default(0.9),

@@ -59,12 +59,45 @@ export function backpropagate(
   examples: readonly Example[],
   share: number,
 ): { loss: Tensor; gradients: Gradients } {
-  const tape = new Tape();
-  const scope = new Scope(model.backend, tape);
-  const batch = model.batch(examples);
+  const pass = new Pass(model, examples);
   try {
-    tape.watch(...model.parameters.values());
-    const loss = lossOf(scope, model, batch, examples);
+    return { loss: pass.loss, gradients: pass.backward(share) };
+  } catch (error) {
+    pass.loss.free();
+    throw error;
+  } finally {
+    pass.free();
+  }
+}
+
+/** One pass in two halves, so that other backends can be given theirs between. */
+export class Pass {
+  /** `[N]` in nats; the caller's. */
+  readonly loss: Tensor;
+  private readonly tape = new Tape();
+  private readonly scope: Scope;
+  private readonly batch: ReturnType<Model['batch']>;
+
+  /** Enqueues the forward half. */
+  constructor(
+    private readonly model: Model,
+    examples: readonly Example[],
+  ) {
+    this.scope = new Scope(model.backend, this.tape);
+    this.batch = model.batch(examples);
+    try {
+      this.tape.watch(...model.parameters.values());
+      this.loss = lossOf(this.scope, model, this.batch, examples);
+    } catch (error) {
+      this.free();
+      throw error;
+    }
+    this.scope.keep(this.loss);
+  }
+
+  /** Enqueues the other half; the gradients are the caller's. */
+  backward(share: number): Gradients {
+    const { loss, model, scope, tape } = this;
     const seed = scope.tensor(filled(loss, share), loss.shape, loss.dtype);
     const found = tape.backward(loss, seed, [...model.parameters.values()]);
     const gradients: Gradients = new Map();
@@ -72,10 +105,12 @@ export function backpropagate(
       const gradient = found.get(parameter);
       if (gradient) gradients.set(name, gradient);
     }
-    return { loss: scope.keep(loss), gradients };
-  } finally {
-    scope.free();
-    batch.free();
+    return gradients;
+  }
+
+  free(): void {
+    this.scope.free();
+    this.batch.free();
   }
 }
 
@@ -84,21 +119,28 @@ export function backpropagate(
  * `gradients` over: they end in the sum or are freed.
  */
 export function accumulate(sum: Gradients, gradients: Gradients): void {
-  for (const [name, gradient] of gradients) {
-    const before = sum.get(name);
-    if (!before) {
-      sum.set(name, gradient);
-      continue;
-    }
-    const scope = new Scope(gradient.backend);
-    try {
-      const [a, b] = [widen(scope, before), widen(scope, gradient)];
-      sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
-      before.free();
-      gradient.free();
-    } finally {
-      scope.free();
-    }
+  try {
+    for (const [name, gradient] of gradients) addTo(sum, name, gradient);
+  } catch (error) {
+    freeAll(gradients);
+    throw error;
+  }
+}
+
+function addTo(sum: Gradients, name: string, gradient: Tensor): void {
+  const before = sum.get(name);
+  if (!before) {
+    sum.set(name, gradient);
+    return;
+  }
+  const scope = new Scope(gradient.backend);
+  try {
+    const [a, b] = [widen(scope, before), widen(scope, gradient)];
+    sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
+    before.free();
+    gradient.free();
+  } finally {
+    scope.free();
   }
 }
 

@@ -21,15 +21,9 @@ import {
   type TrainConfigInput,
 } from './config';
 import type { Documents } from './documents';
-import {
-  accumulate,
-  backpropagate,
-  countedTargets,
-  type Example,
-  freeAll,
-  type Gradients,
-} from './loss';
+import { countedTargets, type Example, freeAll } from './loss';
 import { LossScale } from './loss-scale';
+import { enqueueRound, gather, Replicas } from './replicas';
 import { learningRate } from './schedule';
 
 /** A loss that is not finite or jumped. The weights are those before the step. */
@@ -64,12 +58,22 @@ export interface StepEvent {
   readonly epoch: number;
 }
 
+export interface TrainerOptions {
+  /**
+   * Backends beside the model's own. Each gets a replica of the model, and the
+   * passes of a step are dealt to all of them by turns.
+   */
+  readonly replicas?: readonly Backend[] | undefined;
+}
+
 /** Share of the old running mean of the loss that a step leaves. */
 const smoothing = 0.98;
 
 /**
  * Trains one model in place. The same configuration, data, parameters and
- * backend give the same bits, whether or not the run was interrupted.
+ * backends give the same bits, whether or not the run was interrupted. How many
+ * backends there are only changes in which order gradients are added, and not
+ * even that where no backend has more than one pass of a step.
  */
 export class Trainer {
   readonly config: TrainConfig;
@@ -78,6 +82,9 @@ export class Trainer {
   /** f16 gradients underflow without. */
   private readonly lossScale: LossScale | undefined;
   private readonly data: string;
+  private readonly replicas: Replicas;
+  /** Rows of one pass. */
+  private readonly passRows: number;
   private done = 0;
   private tokens = 0;
   /** Running mean of the loss, nats. */
@@ -85,15 +92,18 @@ export class Trainer {
 
   /**
    * @throws ConfigError when the configuration breaks a rule or asks for more
-   *   context than the model has; ArgumentError when the data do not fill one
-   *   step's rows.
+   *   context than the model has, or leaves a backend without a pass;
+   *   ArgumentError when the data do not fill one step's rows, or two replicas
+   *   are on one backend.
    */
   constructor(
     readonly model: Model,
     documents: Documents,
     config: TrainConfigInput,
+    { replicas = [] }: TrainerOptions = {},
   ) {
     this.config = parseTrainConfig(config);
+    this.passRows = passRows(this.config, 1 + replicas.length);
     const { context, seed, rows } = this.config;
     if (context > model.config.context) {
       throw new ConfigError(
@@ -112,19 +122,26 @@ export class Trainer {
     this.lossScale =
       model.dtype === 'f16' ? new LossScale(this.config.lossScale) : undefined;
     const { beta1, beta2, eps, weightDecay, decay, clip } = this.config;
-    this.optimizer = new AdamW(model, {
-      beta1,
-      beta2,
-      eps,
-      weightDecay,
-      decay,
-      clip: clip ?? undefined,
-    });
+    this.replicas = new Replicas(model, replicas);
+    try {
+      this.optimizer = new AdamW(model, {
+        beta1,
+        beta2,
+        eps,
+        weightDecay,
+        decay,
+        clip: clip ?? undefined,
+      });
+    } catch (error) {
+      this.replicas.free();
+      throw error;
+    }
   }
 
   /**
    * Loads the last checkpoint of a folder, model included; free `model` and
-   * the trainer. The configuration may differ in `steps` only.
+   * the trainer. The configuration may differ in `steps` only, and there may be
+   * other replicas, which changes the rounding of sums.
    * @param dtype of the weights that compute: as in the run.
    * @throws CheckpointError when there is none or it is damaged, ConfigError
    *   when configuration, data or type are not those that it was made with.
@@ -135,12 +152,13 @@ export class Trainer {
     documents: Documents,
     config: TrainConfigInput,
     dtype: FloatType = 'f32',
+    options?: TrainerOptions,
   ): Promise<Trainer> {
     const { version, state } = await latestCheckpoint(folder);
     const { model } = await loadModel(version, backend, { dtype });
     let trainer: Trainer | undefined;
     try {
-      trainer = new Trainer(model, documents, config);
+      trainer = new Trainer(model, documents, config, options);
       trainer.checkSameRun(state, version.path);
       await readOptimizer(version, trainer.optimizer);
       trainer.optimizer.roundMasters();
@@ -171,10 +189,10 @@ export class Trainer {
    */
   async step(): Promise<StepEvent> {
     const began = performance.now();
-    const { rows, microRows = rows, schedule, steps } = this.config;
+    const { rows, schedule, steps } = this.config;
     const step = this.done + 1;
     const taken = this.batches.take(rows);
-    const passes = chunks(taken, microRows).map((some) => some.flat());
+    const passes = chunks(taken, this.passRows).map((some) => some.flat());
     const targets = countedTargets(passes.flat());
     const rate = learningRate(schedule, step, steps);
     const found = await this.update(passes, targets, {
@@ -205,9 +223,10 @@ export class Trainer {
     );
   }
 
-  /** Frees the optimizer's tensors; the model stays its owner's. */
+  /** Frees optimizer and replicas; the model stays its owner's. */
   free(): void {
     this.optimizer.free();
+    this.replicas.free();
   }
 
   private get state(): CheckpointState {
@@ -228,6 +247,9 @@ export class Trainer {
     targets: number,
     at: { step: number; learningRate: number },
   ): Promise<Pick<StepEvent, 'loss' | 'gradientNorm' | 'lossScale'>> {
+    // Before each step, and not behind it: whatever became of the last one, and
+    // whoever wrote the model's weights since, the replicas have them.
+    await this.replicas.copyWeights();
     for (;;) {
       const found = await this.attempt(passes, targets, at);
       if (found) return found;
@@ -245,18 +267,15 @@ export class Trainer {
     const scope = new Scope(this.model.backend);
     const lossScale = this.lossScale?.value;
     const scale = lossScale ?? 1;
-    const sum: Gradients = new Map();
+    const shares = this.replicas.shares();
+    const [{ sum }] = shares;
     const parts: Tensor[] = [];
     try {
-      for (const pass of passes) {
-        const { loss, gradients } = backpropagate(
-          this.model,
-          pass,
-          scale / targets,
-        );
-        parts.push(loss);
-        accumulate(sum, gradients);
+      // No wait in between: all backends work at the same time.
+      for (const round of chunks(passes, shares.length)) {
+        enqueueRound(shares, round, scale / targets, parts);
       }
+      await gather(shares);
       const norm = this.optimizer.squaredNorm(scope, sum);
       const scaled = { ...at, lossScale };
       const update = this.optimizer.prepareUpdate(sum, norm, scaled);
@@ -270,7 +289,7 @@ export class Trainer {
       this.lossScale?.grow();
       return { loss, gradientNorm, ...(lossScale && { lossScale }) };
     } finally {
-      freeAll(sum);
+      for (const share of shares) freeAll(share.sum);
       for (const part of parts) part.free();
       scope.free();
     }
@@ -328,6 +347,25 @@ export class Trainer {
       );
     }
   }
+}
+
+/** Rows of one pass, so that every backend has one. */
+function passRows({ rows, microRows }: TrainConfig, backends: number): number {
+  if (rows < backends) {
+    throw new ConfigError(
+      'train config',
+      'rows',
+      `must be at least one for each of ${backends} backends, got ${rows}`,
+    );
+  }
+  const size = microRows ?? Math.floor(rows / backends);
+  const passes = Math.ceil(rows / size);
+  if (passes >= backends) return size;
+  throw new ConfigError(
+    'train config',
+    'microRows',
+    `must cut a step's ${rows} rows into a pass for each of ${backends} backends, got ${size}, which makes ${passes}; leave it out or take ${Math.floor(rows / backends)}`,
+  );
 }
 
 /** The sum of all elements, in f64. */

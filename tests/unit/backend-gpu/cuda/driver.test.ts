@@ -191,3 +191,105 @@ function thrownBy(body: () => void): unknown {
   }
   return undefined;
 }
+
+describe('drivers of several devices', () => {
+  /** A libcuda of devices whose contexts are 10 and above, and its calls. */
+  function devices(answers: Partial<DriverLibrary> = {}) {
+    const calls: string[] = [];
+    let current = 0;
+    const own: Partial<DriverLibrary> = {
+      cuDeviceGet: (out, index) => {
+        set(out, BigInt(index));
+        return 0;
+      },
+      cuDevicePrimaryCtxRetain: (out, device) => {
+        set(out, BigInt(10 + device));
+        return 0;
+      },
+      cuCtxSetCurrent: (context) => {
+        current = context;
+        return 0;
+      },
+      cuDeviceCanAccessPeer: (out) => {
+        set(out, 1n);
+        return 0;
+      },
+      ...answers,
+    };
+    const shared = new Proxy(library(0, own), {
+      get:
+        (target, name: keyof DriverLibrary) =>
+        (...values: never[]) => {
+          if (!/^cu(Ctx|Device)(Get|Set|Primary)/.test(name)) {
+            calls.push(`${name} in ${current}`);
+          }
+          return (target[name] as (...all: never[]) => number)(...values);
+        },
+    });
+    const open = (index: number) => {
+      const driver = new Driver(shared);
+      driver.retainContext(index);
+      return driver;
+    };
+    return { calls, open };
+  }
+
+  it('finds its own context current at every call', () => {
+    const { calls, open } = devices();
+    const [first, second] = [open(0), open(1)];
+    first.createStream();
+    second.createStream();
+    second.createEvent();
+    first.makeWait(stream, 5 as never);
+    second.releaseContext(1);
+    first.synchronize(stream);
+    expect(calls).toEqual([
+      'cuStreamCreate in 10',
+      'cuStreamCreate in 11',
+      'cuEventCreate in 11',
+      'cuStreamWaitEvent in 10',
+      'cuStreamSynchronize in 10',
+    ]);
+  });
+
+  const [to, from] = [100 as never, 200 as never];
+
+  it('copies between devices that reach each other, and those that do not', () => {
+    const { calls, open } = devices();
+    const [first, second] = [open(0), open(1)];
+    first.reach(second, 0, 1);
+    first.copyFromPeer(to, from, second, 8, stream);
+    expect(calls).toEqual([
+      'cuDeviceCanAccessPeer in 10',
+      'cuCtxEnablePeerAccess in 10',
+      'cuMemcpyPeerAsync in 10',
+    ]);
+    const apart = devices({
+      cuDeviceCanAccessPeer: (out) => {
+        set(out, 0n);
+        return 0;
+      },
+    });
+    apart.open(0).reach(apart.open(1), 0, 1);
+    expect(apart.calls).toEqual(['cuDeviceCanAccessPeer in 10']);
+  });
+
+  it('may have been let reach another one before', () => {
+    const again = devices({ cuCtxEnablePeerAccess: () => 704 });
+    again.open(0).reach(again.open(1), 0, 1);
+    const never = devices({ cuCtxEnablePeerAccess: () => 1 });
+    expect(() => never.open(0).reach(never.open(1), 0, 1)).toThrow(
+      'cuCtxEnablePeerAccess: CUDA_ERROR_SOME',
+    );
+  });
+
+  it('copies within a device that two share', () => {
+    const { calls, open } = devices();
+    const [first, second] = [open(1), open(1)];
+    first.reach(second, 1, 1);
+    first.copyFromPeer(to, from, second, 8, stream);
+    expect(calls).toEqual(['cuMemcpyDtoDAsync_v2 in 11']);
+    expect(first.knows(second)).toBe(true);
+    expect(first.knows(devices().open(1))).toBe(false);
+  });
+});
