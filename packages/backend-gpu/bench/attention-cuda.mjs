@@ -33,7 +33,7 @@
  */
 import { parseArgs } from 'node:util';
 import { openCuda } from '@asa/backend-gpu/cuda';
-import { operators, Random, Scope, Sequences } from '@asa/core';
+import { operators, Random, Scope, Sequences, Tape } from '@asa/core';
 import { ALLOWED, inBoth } from './in-both.mjs';
 
 const { values: flags, positionals } = parseArgs({
@@ -247,16 +247,59 @@ async function nsa(tokens) {
   const attributes = { ...pool, scale, ...choice };
   await ranking(ranked, attributes, 128, visible(length, stride));
   const { indices } = scope.run(operators.selectBlocks, ranked, attributes);
+  const lists = { ...plain, blockSize, sharing };
   const selected = await run(
     'selected',
     'selectedAttention',
     { q, k, v, indices },
-    { ...plain, blockSize, sharing },
+    lists,
     chosen(blockSize, count),
     true,
   );
   finish();
+  if (!isChecked(tokens)) {
+    const gates = filled(scope, tokens, heads, 3);
+    const forward = (scope) => {
+      const cut = (x) => scope.run(operators.compress, { x }, pool).y;
+      const pooled = { q, k: cut(k), v: cut(v) };
+      const seen = { ...pool, scale };
+      const c = scope.run(operators.compressedAttention, pooled, seen);
+      const ranked = { q, k: pooled.k, lse: c.lse };
+      const { indices } = scope.run(operators.selectBlocks, ranked, attributes);
+      const chosen = { q, k, v, indices };
+      const branches = {
+        compressed: c.o,
+        selected: scope.run(operators.selectedAttention, chosen, lists).o,
+        window: scope.run(operators.attention, { q, k, v }, near).o,
+      };
+      return scope.run(operators.gatedSum, { gates, ...branches }, {}).y;
+    };
+    await whole(tokens, forward, [q, k, v, gates]);
+  }
   for (const x of [compressed, selected, sequences, scope]) x.free();
+}
+
+/**
+ * All that lies between the projections in one go, blocks and gates too, and
+ * all gradients of `sources`, as a tape has them.
+ */
+async function whole(tokens, forward, sources) {
+  const once = () => {
+    const scope = new Scope(backend);
+    forward(scope);
+    scope.free();
+  };
+  report('nsa', tokens, 'whole, forward', await median(once));
+  const tape = new Tape();
+  tape.watch(...sources);
+  const scope = new Scope(backend, tape);
+  const y = forward(scope);
+  const seed = filled(scope, ...y.shape);
+  const back = () => {
+    for (const x of tape.backward(y, seed, sources).values()) x.free();
+  };
+  report('nsa', tokens, 'whole, backward', await median(back));
+  scope.free();
 }
 
 async function asa(tokens, own = 'asa') {
