@@ -2,6 +2,7 @@ import { ArgumentError } from './errors';
 import { add } from './ops/add';
 import type { Operator } from './ops/operator';
 import { Scope } from './scope';
+import { type Steps, toEnd } from './steps';
 import { type Allocation, formatShape, type Tensor } from './tensor';
 
 interface Entry {
@@ -56,10 +57,22 @@ export class Tape {
     seed: Tensor,
     sources: readonly Tensor[],
   ): Map<Tensor, Tensor> {
+    return toEnd(this.backwardInSteps(output, seed, sources));
+  }
+
+  /**
+   * The same with a stop behind each operator, so that other backends can be
+   * given work in between. What it has is freed where it is ended early.
+   */
+  *backwardInSteps(
+    output: Tensor,
+    seed: Tensor,
+    sources: readonly Tensor[],
+  ): Steps<Map<Tensor, Tensor>> {
     const gradients = new Gradients(seed, output);
     const result = new Map<Tensor, Tensor>();
     try {
-      this.playAllBack(gradients, sources);
+      yield* this.playAllBack(gradients, sources);
       const scope = new Scope(gradients.backend);
       for (const source of sources) {
         const gradient = gradients.take(scope, source);
@@ -74,7 +87,10 @@ export class Tape {
     }
   }
 
-  private playAllBack(gradients: Gradients, sources: readonly Tensor[]): void {
+  private *playAllBack(
+    gradients: Gradients,
+    sources: readonly Tensor[],
+  ): Steps<void> {
     const wanted = new Set(sources.map((tensor) => tensor.allocation));
     for (const entry of this.entries.toReversed()) {
       const produced = Object.fromEntries(
@@ -88,6 +104,7 @@ export class Tape {
       for (const tensor of Object.values(entry.outputs)) {
         if (!wanted.has(tensor.allocation)) gradients.drop(tensor);
       }
+      yield;
     }
   }
 

@@ -115,7 +115,7 @@ describe('the numbers', () => {
   });
 });
 
-test('backends get their forward halves one by one, then the others, and no wait', async () => {
+test('backends get their forward halves one by one, then the others by turns, and no wait', async () => {
   let reads = 0;
   const enqueued: string[] = [];
   const [first, ...replicas] = backends.slice(0, 3).map((backend, index) => {
@@ -129,6 +129,7 @@ test('backends get their forward halves one by one, then the others, and no wait
     const watched = withKernels(backend, {
       crossEntropy: noting('forward'),
       crossEntropyBackward: noting('backward'),
+      gatherRowsBackward: noting('end'),
     });
     const read = (storage: Storage) => {
       reads += 1;
@@ -144,7 +145,7 @@ test('backends get their forward halves one by one, then the others, and no wait
   // The weights go by the host here, before all passes.
   const before = 2 * model.parameters.size;
   const round = (indexes: number[]) =>
-    ['forward', 'backward'].flatMap((half) =>
+    ['forward', 'backward', 'end'].flatMap((half) =>
       indexes.map((index) => `${half} ${index} behind ${before} reads`),
     );
   expect(enqueued).toEqual([...round([0, 1, 2]), ...round([0, 1])]);

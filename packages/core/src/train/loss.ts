@@ -7,6 +7,7 @@ import { cast } from '../ops/cast';
 import { crossEntropy } from '../ops/cross-entropy';
 import { statisticType } from '../ops/operator';
 import { Scope } from '../scope';
+import { type Steps, toEnd } from '../steps';
 import type { Tensor } from '../tensor';
 
 /** Tokens of one sequence, and what each has to predict; -1 is not counted. */
@@ -61,7 +62,7 @@ export function backpropagate(
 ): { loss: Tensor; gradients: Gradients } {
   const pass = new Pass(model, examples);
   try {
-    return { loss: pass.loss, gradients: pass.backward(share) };
+    return { loss: pass.loss, gradients: toEnd(pass.backward(share)) };
   } catch (error) {
     pass.loss.free();
     throw error;
@@ -95,11 +96,12 @@ export class Pass {
     this.scope.keep(this.loss);
   }
 
-  /** Enqueues the other half; the gradients are the caller's. */
-  backward(share: number): Gradients {
+  /** Enqueues the other half, an operator a step; the gradients are the caller's. */
+  *backward(share: number): Steps<Gradients> {
     const { loss, model, scope, tape } = this;
     const seed = scope.tensor(filled(loss, share), loss.shape, loss.dtype);
-    const found = tape.backward(loss, seed, [...model.parameters.values()]);
+    const parameters = [...model.parameters.values()];
+    const found = yield* tape.backwardInSteps(loss, seed, parameters);
     const gradients: Gradients = new Map();
     for (const [name, parameter] of model.parameters) {
       const gradient = found.get(parameter);

@@ -2,6 +2,7 @@ import type { Backend } from '../backend';
 import { ArgumentError } from '../errors';
 import { Model } from '../model/model';
 import { Scope } from '../scope';
+import { byTurns } from '../steps';
 import type { Tensor } from '../tensor';
 import { transfer } from '../transfer';
 import {
@@ -74,9 +75,10 @@ export class Replicas {
 }
 
 /**
- * Enqueues a pass for each of the first shares. First the forward halves: the
- * host is done with them sooner, so that no backend waits long for its first
- * work.
+ * Enqueues a pass for each of the first shares. A device takes a limited number
+ * of commands, and the host waits where one has them: so all forward halves come
+ * first, of which the host is done sooner, and of the others an operator of each
+ * pass by turns. No backend runs out of work while another one is given some.
  * @param weight what each counted target adds to the gradient.
  * @param losses gets that of each pass.
  */
@@ -86,22 +88,25 @@ export function enqueueRound(
   weight: number,
   losses: Tensor[],
 ): void {
-  const begun: { pass: Pass; sum: Gradients }[] = [];
+  const begun: Pass[] = [];
   try {
-    for (const [index, { model, sum }] of shares.entries()) {
+    for (const [index, { model }] of shares.entries()) {
       const examples = passes[index];
       if (!examples) break;
       const pass = new Pass(model, examples);
-      begun.push({ pass, sum });
+      begun.push(pass);
       losses.push(pass.loss);
     }
-    for (const { pass, sum } of begun) {
-      const gradients = pass.backward(weight);
-      pass.free();
-      accumulate(sum, gradients);
-    }
+    byTurns(
+      begun.map((pass) => pass.backward(weight)),
+      (index, gradients) => {
+        begun[index]?.free();
+        const share = shares[index];
+        if (share) accumulate(share.sum, gradients);
+      },
+    );
   } finally {
-    for (const { pass } of begun) pass.free();
+    for (const pass of begun) pass.free();
   }
 }
 
