@@ -14,6 +14,7 @@ import {
   call,
   greatestCommonDivisor,
   shapeOf,
+  total,
 } from './attention-tile';
 import {
   elementwise,
@@ -32,6 +33,16 @@ const KEYS = 64;
 const HEADS = 16;
 /** Blocks of threads that a multiprocessor should have. */
 const BLOCKS = 4;
+/**
+ * Lists for each multiprocessor, up to which each has a block of threads, in
+ * place of a warp; none with 0.
+ */
+const FEW = 2;
+const FEW_THREADS = 512;
+/** Ranks that a thread of those keeps, and probabilities that it asks for. */
+const FEW_HELD = 32;
+const FEW_LOADS = 256;
+
 export const selectBlocksKernels = (
   context: KernelContext,
 ): Kernels<'blockImportance' | 'selectBlocks'> => ({
@@ -49,27 +60,45 @@ export const selectBlocksKernels = (
 
   /** F, then the best others by (P descending, j ascending); ascending */
   selectBlocks({ previous, ...inputs }, { indices }, attributes) {
-    // No block.
-    fillBits(context, indices, -1);
     const { sequences, groups, blockSize } = attributes;
-    const places = Math.ceil(sequences.keyRoom / blockSize);
-    const perLeader = groups * places * sequences.count;
     const leaders = mostLeaders(attributes);
+    const room = Math.ceil(sequences.keyRoom / blockSize);
+    if (hasOtherRows(attributes)) fillBits(context, indices, -1);
+    const lists = { previous, indices };
+    const all = { places: room, first: 0, count: leaders, isPart: true };
+    if (isFew(leaders, attributes, context.facts)) {
+      chooseFew(context, inputs, lists, attributes, all);
+      return;
+    }
+    const perLeader = groups * room * sequences.count;
     const step = stepOf(leaders, 4 * perLeader, context.facts);
     for (let first = 0; first < leaders; first += step) {
       const count = Math.min(step, leaders - first);
       const importance = context.scratch(count * perLeader, 'f32');
-      const ranks = { importance, places, first, count, isPart: true };
+      const ranks = { ...all, importance, first, count };
       rank(context, inputs, attributes, ranks);
-      choose(context, previous, indices, attributes, ranks);
+      choose(context, lists, attributes, ranks);
       importance.free();
     }
   },
 });
 
+/** What lists are written to, and those of leaders before the queries. */
+interface Lists {
+  readonly previous: Tensor | undefined;
+  readonly indices: Tensor;
+}
+
+/** Rows of lists that belong to no sequence. */
+function hasOtherRows({ sequences, sharing }: RankingAttributes): boolean {
+  const leaders = sequences.list.map(({ keyCount, queryCount }) =>
+    leaderCount(keyCount - queryCount, queryCount, sharing),
+  );
+  return total(leaders) < sequences.leaderRows(sharing);
+}
+
 /** Rows of importance of leaders `first .. first + count` of each sequence. */
-interface Ranks {
-  readonly importance: Tensor;
+interface RankedRows {
   readonly places: number;
   readonly first: number;
   readonly count: number;
@@ -77,8 +106,10 @@ interface Ranks {
   readonly isPart: boolean;
 }
 
-/** The kernels' structure of that name. */
-const ranksOf = (groups: number, ranks: Ranks): readonly Argument[] =>
+type Ranks = RankedRows & { readonly importance: Tensor };
+
+/** The kernels' structure `Ranks`. */
+const ranksOf = (groups: number, ranks: RankedRows): readonly Argument[] =>
   [
     ...[groups, ranks.places, ranks.first, ranks.count],
     ranks.isPart ? 1 : 0,
@@ -190,48 +221,81 @@ function rankAnyWidth(
   ranks: Ranks,
 ): void {
   const { sequences, groups, blockSize } = attributes;
-  const shape = shapeOf({ ...inputs, v: inputs.k });
-  const room = Math.max(1, blockCount(sequences.keyRoom, attributes));
-  const perLeader = room * groups * sequences.count;
+  const perLeader = roomOf(attributes) * groups * sequences.count;
   const step = stepOf(ranks.count, 4 * perLeader, context.facts);
   for (let done = 0; done < ranks.count; done += step) {
     const count = Math.min(step, ranks.count - done);
     const probabilities = context.scratch(count * perLeader, 'f32');
-    const ranking = [
-      inputs.q,
-      inputs.k,
-      inputs.qRope,
-      inputs.kRope,
-      inputs.lse,
-      sequences.on(inputs.q.backend),
-      probabilities,
-      ...numbers(shape, attributes),
-      ...[room, count, done].map(i32),
-      ...ranksOf(groups, ranks),
-    ];
-    const launch = (splits: number) => ({
-      file: 'select-blocks' as const,
-      defines: { T: shape.dtype },
-      grid: [count * splits, groups, sequences.count] as const,
-      threads: [THREADS] as const,
-    });
-    const tiles = Math.ceil(room / KEYS);
-    const lists = count * groups * sequences.count;
-    const splits = Math.min(tiles, splitsOf(lists, context.facts));
-    context.run({
-      ...launch(splits),
-      entry: 'blockProbabilities',
-      sharedBytes: scoreBytes(shape),
-      arguments: [...ranking, i32(splits)],
-    });
+    const part = { probabilities, count, done };
+    const ranking = rankingOf(inputs, attributes, ranks, part);
+    weigh(context, inputs, attributes, ranking, count);
     const parts = Math.ceil(sequences.keyRoom / blockSize / THREADS);
     context.run({
-      ...launch(parts),
+      file: 'select-blocks',
       entry: 'blockImportance',
+      defines: { T: inputs.q.dtype },
+      grid: [count * parts, groups, sequences.count],
+      threads: [THREADS],
       arguments: [...ranking, i32(parts), ranks.importance],
     });
     probabilities.free();
   }
+}
+
+/** Compressed blocks that a row of probabilities has room for. */
+const roomOf = (attributes: RankingAttributes) =>
+  Math.max(1, blockCount(attributes.sequences.keyRoom, attributes));
+
+/** Probabilities of `count` leaders, after `done` others. */
+interface RankingPart {
+  readonly probabilities: Tensor;
+  readonly count: number;
+  readonly done: number;
+}
+
+/** The kernels' structures `Ranking` and `Ranks`. */
+function rankingOf(
+  inputs: RankingOperands,
+  attributes: RankingAttributes,
+  ranks: RankedRows,
+  { probabilities, count, done }: RankingPart,
+): readonly Argument[] {
+  const { sequences, groups } = attributes;
+  return [
+    inputs.q,
+    inputs.k,
+    inputs.qRope,
+    inputs.kRope,
+    inputs.lse,
+    sequences.on(inputs.q.backend),
+    probabilities,
+    ...numbers(shapeOf({ ...inputs, v: inputs.k }), attributes),
+    ...[roomOf(attributes), count, done].map(i32),
+    ...ranksOf(groups, ranks),
+  ];
+}
+
+/** The probabilities of compressed blocks, summed over each group's heads. */
+function weigh(
+  context: KernelContext,
+  inputs: RankingOperands,
+  attributes: RankingAttributes,
+  ranking: readonly Argument[],
+  leaders: number,
+): void {
+  const { sequences, groups } = attributes;
+  const tiles = Math.ceil(roomOf(attributes) / KEYS);
+  const lists = leaders * groups * sequences.count;
+  const splits = Math.min(tiles, splitsOf(lists, context.facts));
+  context.run({
+    file: 'select-blocks',
+    entry: 'blockProbabilities',
+    defines: { T: inputs.q.dtype },
+    grid: [leaders * splits, groups, sequences.count],
+    threads: [THREADS],
+    sharedBytes: scoreBytes(shapeOf({ ...inputs, v: inputs.k })),
+    arguments: [...ranking, i32(splits)],
+  });
 }
 
 /** Blocks of threads that share out the keys of each list, to fill the card. */
@@ -239,35 +303,127 @@ function splitsOf(lists: number, { multiprocessors }: DeviceFacts): number {
   return Math.ceil((BLOCKS * multiprocessors) / lists);
 }
 
+/** Whether each list has a block of threads, and all have their ranks at once. */
+function isFew(
+  leaders: number,
+  attributes: RankingAttributes,
+  facts: DeviceFacts,
+): boolean {
+  const lists = leaders * attributes.groups * attributes.sequences.count;
+  const bytes = 4 * lists * roomOf(attributes);
+  return lists <= FEW * facts.multiprocessors && bytes <= scratchBytes(facts);
+}
+
+/** A block of threads a list, which makes importance of probabilities too. */
+function chooseFew(
+  context: KernelContext,
+  inputs: RankingOperands,
+  lists: Lists,
+  attributes: SelectBlocksAttributes,
+  ranks: RankedRows,
+): void {
+  const { sequences, groups, length, stride, blockSize } = attributes;
+  const shape = shapeOf({ ...inputs, v: inputs.k });
+  const { count, places } = ranks;
+  const all = count * groups * sequences.count;
+  if (importanceTile(shape, attributes, count, context.facts)) {
+    const importance = context.scratch(all * places, 'f32');
+    rank(context, inputs, attributes, { ...ranks, importance });
+    // As of blocks of their own size. Of the last one, which is forced, no rank
+    // is asked for.
+    const own = { length: blockSize, stride: blockSize, pitch: places };
+    launchFew(context, importance, own, lists, attributes, ranks);
+    importance.free();
+    return;
+  }
+  const pitch = roomOf(attributes);
+  const probabilities = context.scratch(all * pitch, 'f32');
+  const part = { probabilities, count, done: 0 };
+  const ranking = rankingOf(inputs, attributes, ranks, part);
+  weigh(context, inputs, attributes, ranking, count);
+  const pooled = { length, stride, pitch };
+  launchFew(context, probabilities, pooled, lists, attributes, ranks);
+  probabilities.free();
+}
+
+/** What ranks are made of: rows of `pitch` blocks of so many tokens. */
+interface RankedBlocks {
+  readonly pitch: number;
+  readonly length: number;
+  readonly stride: number;
+}
+
+function launchFew(
+  context: KernelContext,
+  ranked: Tensor,
+  { pitch, length, stride }: RankedBlocks,
+  lists: Lists,
+  attributes: SelectBlocksAttributes,
+  ranks: RankedRows,
+): void {
+  const { sequences, groups, blockSize } = attributes;
+  const strides = {
+    BLOCK_STRIDES: blockSize / stride,
+    LENGTH_STRIDES: length / stride,
+  };
+  const terms = strides.BLOCK_STRIDES + strides.LENGTH_STRIDES - 1;
+  const each = powerOfTwo(ranks.places / FEW_THREADS);
+  const isHeld = each <= FEW_HELD && each * terms <= FEW_LOADS;
+  context.run({
+    file: 'choose-few',
+    entry: 'chooseFew',
+    defines: { HELD: isHeld ? each : 0, ...strides },
+    grid: [ranks.count * groups, 1, sequences.count],
+    threads: [FEW_THREADS],
+    arguments: [
+      ...choiceOf(attributes, ranks, lists),
+      ...[ranked, lists.previous, lists.indices],
+      ...[pitch, length, stride].map(i32),
+    ],
+  });
+}
+
 /** A warp a list. */
 function choose(
   context: KernelContext,
-  previous: Tensor | undefined,
-  indices: Tensor,
+  lists: Lists,
   attributes: SelectBlocksAttributes,
   ranks: Ranks,
 ): void {
-  const { sequences, groups, blockSize, sharing } = attributes;
-  const { count, initial, local } = attributes;
+  const { sequences, groups } = attributes;
   const { grid, threads } = elementwise(32 * ranks.count * groups);
-  const perLane = 2 ** Math.ceil(Math.log2(ranks.places / 32));
+  const perLane = powerOfTwo(ranks.places / 32);
   context.run({
     file: 'choose-blocks',
     entry: 'selectBlocks',
     // More than 128 blocks a lane do not fit its registers.
-    defines: { HELD: perLane > 128 ? 0 : Math.max(1, perLane) },
+    defines: { HELD: perLane > 128 ? 0 : perLane },
     grid: [grid[0], 1, sequences.count],
     threads,
     arguments: [
-      ...ranksOf(groups, ranks),
-      sequences.on(indices.backend),
-      ...[blockSize, sharing, count, initial, local].map(i32),
-      ranks.importance,
-      previous,
-      indices,
+      ...choiceOf(attributes, ranks, lists),
+      ...[ranks.importance, lists.previous, lists.indices],
     ],
   });
 }
+
+/** The kernels' structures `Ranks` and `Choice`. */
+function choiceOf(
+  attributes: SelectBlocksAttributes,
+  ranks: RankedRows,
+  { indices }: Lists,
+): readonly Argument[] {
+  const { sequences, groups, blockSize, sharing } = attributes;
+  const { count, initial, local } = attributes;
+  return [
+    ...ranksOf(groups, ranks),
+    sequences.on(indices.backend),
+    ...[blockSize, sharing, count, initial, local].map(i32),
+  ];
+}
+
+/** The least power of two that is no less; 1 at least. */
+const powerOfTwo = (x: number) => 2 ** Math.max(0, Math.ceil(Math.log2(x)));
 
 /** Fields of the kernel's structure, from the heads to the sharing. */
 function numbers(
