@@ -311,7 +311,8 @@ function isFew(
 ): boolean {
   const lists = leaders * attributes.groups * attributes.sequences.count;
   const bytes = 4 * lists * roomOf(attributes);
-  return lists <= FEW * facts.multiprocessors && bytes <= scratchBytes(facts);
+  const isSome = lists > 0 && lists <= FEW * facts.multiprocessors;
+  return isSome && bytes <= scratchBytes(facts);
 }
 
 /** A block of threads a list, which makes importance of probabilities too. */
