@@ -20,12 +20,10 @@ struct Found {
   int room, all;
 };
 
-/** The sum of what the warps before have left. */
-template <typename Get> __device__ inline int sumOfWarps(int warp, Get get) {
-  int sum = 0;
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) sum += w < warp ? get(w) : 0;
-  return sum;
+/** The sum of what the warps before have counted. */
+__device__ inline int sumBefore(int warp, const int *counts) {
+  int lane = threadIdx.x % 32;
+  return sumOfLanes(lane < warp ? counts[lane] : 0);
 }
 
 /**
@@ -38,8 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
               const int *previous, int *indices, int pitch, int length,
               int stride) {
   __shared__ int4 bins[PASSES][BINS / 4];
-  __shared__ int sums[WARPS];
-  __shared__ int2 shares[WARPS];
+  __shared__ int sums[WARPS], chosen[WARPS], tied[WARPS];
   __shared__ Found found;
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++) {
@@ -112,15 +109,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     if (lane == 31) sums[warp] = upTo;
     __syncthreads();
-    int before = upTo - sum + sumOfWarps(warp, [&](int w) { return sums[w]; });
-    int own[] = {four.x, four.y, four.z, four.w};
+    int before = upTo - sum + sumBefore(warp, sums);
+    if (before < room && before + sum >= room) {
+      int own[] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (before < room && before + own[i] >= room) {
-        unsigned digit = BINS - 1 - (4 * threadIdx.x + i);
-        found = {least | digit << shift, room - before, own[i]};
+      for (int i = 0; i < 4; i++) {
+        if (before < room && before + own[i] >= room) {
+          unsigned digit = BINS - 1 - (4 * threadIdx.x + i);
+          found = {least | digit << shift, room - before, own[i]};
+        }
+        before += own[i];
       }
-      before += own[i];
     }
     __syncthreads();
     least = found.bits;
@@ -137,17 +136,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     above += __popc(__ballot_sync(0xffffffff, bits > least));
     alike += __popc(__ballot_sync(0xffffffff, bits > 0 && bits == least));
   }
-  if (lane == 0) shares[warp] = make_int2(above, alike);
+  if (lane == 0) {
+    chosen[warp] = above;
+    tied[warp] = alike;
+  }
   __syncthreads();
-  int equal = sumOfWarps(warp, [&](int w) { return shares[w].y; });
-  equal = min(room, equal);
-  int place = sumOfWarps(warp, [&](int w) { return shares[w].x; }) + equal;
+  int equal = min(room, sumBefore(warp, tied));
+  int place = sumBefore(warp, chosen) + equal;
   Writer writer = {list.chosen, least, place, room - equal};
 #pragma unroll
   for (int n = 0; n < steps; n++) writer.write(blockOf(n), rankOf(n));
-  int chosen = min(list.own, u.count);
 #pragma unroll 1
-  for (int n = chosen + threadIdx.x; n < u.count; n += THREADS) {
-    list.chosen[n] = -1;
+  for (int n = threadIdx.x; n < u.count; n += THREADS) {
+    if (n >= list.own) list.chosen[n] = -1;
   }
 }

@@ -117,12 +117,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       Rows qRope = {u.qRope + row * u.ropeWidth, u.ropeWidth, u.ropeWidth};
       Rows k = {u.k + keyRow * keyPitch + keyHead * u.width, keyPitch, u.width};
       Rows kRope = {u.kRope + keyRow * u.ropeWidth, u.ropeWidth, u.ropeWidth};
+      // Queries stay where the group's heads are one tile.
+      int queries = b0 == first || step < share ? HEADS : 0;
       __syncthreads();
       if (u.aligned) {
-        copyRows<true>(tileQ, pitch, HEADS, columns, step, q, qRope);
+        copyRows<true>(tileQ, pitch, queries, columns, step, q, qRope);
         copyRows<true>(tileK, pitch, KEYS, columns, blocks - b0, k, kRope);
       } else {
-        copyRows<false>(tileQ, pitch, HEADS, columns, step, q, qRope);
+        copyRows<false>(tileQ, pitch, queries, columns, step, q, qRope);
         copyRows<false>(tileK, pitch, KEYS, columns, blocks - b0, k, kRope);
       }
       cpAsyncCommit();
