@@ -264,6 +264,12 @@ inline unsigned halvesOfFloats(float low, float high) {
 inline unsigned bfloatsOfFloats(float low, float high) {
   return bfloatOfFloat(low) | (unsigned)bfloatOfFloat(high) << 16;
 }
+inline int sumOfLanes(int x) {
+  for (int reach = 16; reach > 0; reach /= 2) {
+    x += __shfl_xor_sync(0xffffffff, x, reach);
+  }
+  return x;
+}
 inline float exp2Fast(float x) {
   float y = exp2f(fabsf(x) < 1.17549435e-38f ? 0 : x);
   return y < 1.17549435e-38f ? 0 : y;

@@ -100,6 +100,12 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'attention-parts': [{ T: 'bf16' }],
   cast: [{ X: 'f32', Y: 'bf16' }],
   'choose-blocks': [{ HELD: 0 }, { HELD: 32 }, { HELD: 128 }],
+  'choose-few': [
+    { HELD: 8, BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
+    { HELD: 2, BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+    { HELD: 32, BLOCK_STRIDES: 1, LENGTH_STRIDES: 1 },
+    { HELD: 0, BLOCK_STRIDES: 4, LENGTH_STRIDES: 2 },
+  ],
   'column-sum': [{ T: 'bf16' }],
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],

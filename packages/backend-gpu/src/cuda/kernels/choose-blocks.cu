@@ -1,21 +1,12 @@
 // The list of a leader and group from its importance; a warp a list. Where HELD
 // is not 0, lanes keep so many blocks each in registers; else they read the row
 // again.
-#include "ranks.cuh"
-
-struct Choice {
-  const Sequence *sequences;
-  int blockSize, sharing;
-  int count, initial, local;
-};
+#include "choice.cuh"
 
 #define THREADS 256
 /** Ranks that a warp searches in registers, two a lane. */
 #define MOST_FOUND 64
-/** The least of all NaNs, by bits without the sign. */
-#define LEAST_NAN 0x7f800001u
-
-/** F, then the best others by (P descending, j ascending); ascending */
+/** F, then the best others by (P descending, j ascending); ascending; -1 behind */
 extern "C" __global__ void __launch_bounds__(THREADS)
     selectBlocks(Ranks ranks, Choice u, const float *importance,
                  const int *previous, int *indices) {
@@ -24,36 +15,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   int lane = threadIdx.x % 32;
   unsigned before = (1u << lane) - 1;
   unsigned *candidates = above[threadIdx.x / 32];
-  int group = number % ranks.groups;
-  int leader = ranks.first + number / ranks.groups;
-  if (number / ranks.groups >= ranks.count) return;
-  Sequence s = u.sequences[blockIdx.z];
-  int past = s.keyCount - s.queryCount;
-  int t = (past / u.sharing + leader) * u.sharing;
-  if (t >= s.keyCount || s.queryCount == 0) return;
-  int *list =
-      indices + ((i64)(s.leaderStart + leader) * ranks.groups + group) * u.count;
-  if (t < past) {
-    const int *known = previous + (blockIdx.z * ranks.groups + group) * u.count;
-    for (int n = lane; n < u.count; n += 32) list[n] = known[n];
+  List list(ranks, u, previous, indices, number / ranks.groups,
+            number % ranks.groups);
+  if (list.own == 0) return;
+  if (list.known) {
+    for (int n = lane; n < u.count; n += 32) list.chosen[n] = list.known[n];
     return;
   }
 
-  const float *P =
-      importance + (ranks.rowOf(s, leader) * ranks.groups + group) * ranks.places;
-  int own = t / u.blockSize + 1;
+  const float *P = importance + list.row * ranks.places;
+  int own = list.own;
   int wanted = u.count;
   auto load = [&](int n) {
     int j = 32 * n + lane;
     return j < own ? __float_as_uint(P[j]) : 0;
   };
-  // Bits of what is not negative have the order of the numbers, and all NaNs are
-  // alike. Blocks that are forced are before all others; 0 is none.
   auto rank = [&](int n, unsigned bits) {
-    int j = 32 * n + lane;
-    bool isForced = j < u.initial || j + u.local >= own;
-    unsigned known = isForced ? ~0u : min(bits & 0x7fffffff, LEAST_NAN) + 1;
-    return j < own ? known : 0;
+    return list.rank(u, 32 * n + lane, bits);
   };
   // All are on their way at once, as 0 behind the list's own block. Where they
   // are used it is asked now and then whether that is all.
@@ -88,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   };
   auto search = [&](auto reached) {
     unsigned least = 0;
-    // Forced blocks, which are not too many, have all bits, others not the last.
+    // Forced blocks, which are not too many, are all that may have all bits.
     for (int bit = 30; bit >= 0; bit--) {
       unsigned candidate = least | 1u << bit;
       int count = reached(candidate);
@@ -138,21 +116,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       room -= min(wanted, reach(least + 1));
     }
   }
-  // Of those that equal the least, the first ones.
-  int place = 0;
+  Writer writer = {list.chosen, least, 0, room};
 #pragma unroll
   for (int n = 0; n < steps; n++) {
     if (isBehind(n)) break;
-    unsigned bits = rankOf(n);
-    bool reaches = bits > 0 && bits >= least;
-    if (!__any_sync(0xffffffff, reaches)) continue;
-    bool equals = bits == least;
-    unsigned alike = __ballot_sync(0xffffffff, reaches && equals);
-    bool isFirst = __popc(alike & before) < room;
-    bool isChosen = reaches && (!equals || isFirst);
-    room -= min(room, __popc(alike));
-    unsigned chosen = __ballot_sync(0xffffffff, isChosen);
-    if (isChosen) list[place + __popc(chosen & before)] = 32 * n + lane;
-    place += __popc(chosen);
+    writer.write(32 * n + lane, rankOf(n));
   }
+  for (int n = writer.place + lane; n < wanted; n += 32) list.chosen[n] = -1;
 }

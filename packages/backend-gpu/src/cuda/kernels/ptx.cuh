@@ -48,6 +48,13 @@ __device__ inline void storeFourIf(bool isThere, void *at, unsigned low,
                : "memory");
 }
 
+/** redux.sync (9.7.13.8): the sum over a warp's lanes, for all of them. */
+__device__ inline int sumOfLanes(int x) {
+  int sum;
+  asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(x));
+  return sum;
+}
+
 /** ex2 (9.7.3.22): 2^x within 2 ulp; subnormal numbers are 0. */
 __device__ inline float exp2Fast(float x) {
   float y;

@@ -15,7 +15,7 @@ struct Ranking {
   const T *q, *k, *qRope, *kRope;
   const float *lse;
   const Sequence *sequences;
-  // `[S, groups, leaders, room]`
+  // `[S, leaders, groups, room]`
   float *probabilities;
   // H, GK, and the heads that share keys and a group.
   int heads, keyHeads, unitHeads;
@@ -39,11 +39,53 @@ struct Leader {
     int past = s.keyCount - s.queryCount;
     number = ranks.first + u.done + i;
     t = (past / u.sharing + number) * u.sharing;
-    i64 row = ((i64)blockIdx.z * ranks.groups + blockIdx.y) * u.leaders + i;
+    i64 row = ((i64)blockIdx.z * u.leaders + i) * ranks.groups + blockIdx.y;
     p = u.probabilities + row * u.room;
     isHere = s.queryCount > 0 && t >= past && t < s.keyCount;
   }
 };
+
+/** Rows one behind the other: element (i, c) is base[i pitch + c]. */
+struct Rows {
+  const T *base;
+  int pitch, width;
+};
+
+/**
+ * tile[i, c] = row i of `left`, then of `right`; zeros behind them up to
+ * `columns`, and in rows from `valid` on. ALIGNED: every row's width and start is
+ * a multiple of 16 bytes; then all are on their way at once.
+ */
+template <bool ALIGNED>
+__device__ inline void copyRows(T *tile, int pitch, int count, int columns,
+                                int valid, Rows left, Rows right) {
+  const int step = ALIGNED ? PAD : 1;
+  int perRow = columns / step;
+  // Divided once: each piece is as far from the thread's last one.
+  int i = threadIdx.x / perRow;
+  int c = threadIdx.x % perRow * step;
+  int down = THREADS / perRow;
+  int across = THREADS % perRow * step;
+#pragma unroll 4
+  while (i < count) {
+    bool isLeft = c < left.width;
+    bool isThere = i < valid && c < left.width + right.width;
+    const T *from = isLeft ? left.base + (i * left.pitch + c)
+                           : right.base + (i * right.pitch + c - left.width);
+    T *to = tile + i * pitch + c;
+    if (ALIGNED) {
+      cpAsync16(to, isThere ? from : left.base, isThere);
+    } else {
+      *to = isThere ? *from : narrow<T>(0);
+    }
+    i += down;
+    c += across;
+    if (c >= columns) {
+      c -= columns;
+      i++;
+    }
+  }
+}
 
 /** p[b] = sum over the group's heads of exp(q . k_b scale - lse) */
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -55,36 +97,45 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   float *p = leader.p;
   int share = u.heads / ranks.groups;
   int blocks = blocksOf(leader.t + 1, u.length, u.stride);
-  __shared__ int rows[HEADS];
-  __shared__ int keyRows[KEYS];
   int columns = (u.width + u.ropeWidth + 15) / 16 * 16;
   int pitch = columns + PAD;
   T *tileQ = (T *)memory;
   T *tileK = tileQ + HEADS * pitch;
-  int query = s.queryStart + leader.t - (s.keyCount - s.queryCount);
+  i64 query = s.queryStart + leader.t - (s.keyCount - s.queryCount);
   int step = min(u.unitHeads, HEADS);
   int first = blockIdx.x % splits * KEYS;
   for (int b0 = first; b0 < blocks; b0 += splits * KEYS) {
+    i64 keyRow = s.blockStart + b0;
     for (int h0 = 0; h0 < share; h0 += step) {
       int head0 = blockIdx.y * share + h0;
       int keyHead = head0 / (u.heads / u.keyHeads);
       // A unit of more heads than a tile has comes in parts.
       step = min(min(u.unitHeads, HEADS), u.unitHeads - h0 % u.unitHeads);
+      i64 row = query * u.heads + head0;
+      int keyPitch = u.keyHeads * u.width;
+      Rows q = {u.q + row * u.width, u.width, u.width};
+      Rows qRope = {u.qRope + row * u.ropeWidth, u.ropeWidth, u.ropeWidth};
+      Rows k = {u.k + keyRow * keyPitch + keyHead * u.width, keyPitch, u.width};
+      Rows kRope = {u.kRope + keyRow * u.ropeWidth, u.ropeWidth, u.ropeWidth};
+      // Queries stay where the group's heads are one tile.
+      int queries = b0 == first || step < share ? HEADS : 0;
       __syncthreads();
-      if (threadIdx.x < HEADS) {
-        int head = head0 + threadIdx.x;
-        rows[threadIdx.x] = threadIdx.x < step ? query * u.heads + head : -1;
+      if (u.aligned) {
+        copyRows<true>(tileQ, pitch, queries, columns, step, q, qRope);
+        copyRows<true>(tileK, pitch, KEYS, columns, blocks - b0, k, kRope);
+      } else {
+        copyRows<false>(tileQ, pitch, queries, columns, step, q, qRope);
+        copyRows<false>(tileK, pitch, KEYS, columns, blocks - b0, k, kRope);
       }
-      if (threadIdx.x < KEYS) {
-        int b = b0 + threadIdx.x;
-        keyRows[threadIdx.x] = b < blocks ? s.blockStart + b : -1;
+      cpAsyncCommit();
+      // A head that is not there has no weight.
+      float lse[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int head = laneRow() + 8 * half;
+        lse[half] = head < step ? u.lse[row + head] : INFINITE;
       }
-      __syncthreads();
-      loadTile(tileQ, pitch, HEADS, columns, rows, {u.q, u.width, u.width},
-               {u.qRope, u.ropeWidth, u.ropeWidth}, u.aligned);
-      loadTile(tileK, pitch, KEYS, columns, keyRows,
-               {u.k + (i64)keyHead * u.width, (i64)u.keyHeads * u.width, u.width},
-               {u.kRope, u.ropeWidth, u.ropeWidth}, u.aligned);
+      cpAsyncWait<0>();
       __syncthreads();
       float scores[2][4];
       clear(scores);
@@ -98,9 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           float sum = 0;
 #pragma unroll
           for (int half = 0; half < 2; half++) {
-            int row = rows[laneRow() + 8 * half];
-            if (row < 0) continue;
-            sum += expf(scores[n][2 * half + e] * u.scale - u.lse[row]);
+            sum += expf(scores[n][2 * half + e] * u.scale - lse[half]);
           }
           for (int reach = 4; reach < 32; reach *= 2) {
             sum += __shfl_xor_sync(0xffffffff, sum, reach);

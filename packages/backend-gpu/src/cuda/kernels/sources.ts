@@ -9,7 +9,9 @@ import attentionParts from './attention-parts.cu';
 import attentionTile from './attention-tile.cuh';
 import blockItems from './block-items.cuh';
 import cast from './cast.cu';
+import choice from './choice.cuh';
 import chooseBlocks from './choose-blocks.cu';
+import chooseFew from './choose-few.cu';
 import chunks from './chunks.cuh';
 import columnSum from './column-sum.cu';
 import common from './common.cuh';
@@ -73,6 +75,7 @@ export const headers: Readonly<Record<string, string>> = {
   'hopper.cuh': hopper,
   'hopper-ptx.cuh': hopperPtx,
   'ranks.cuh': ranks,
+  'choice.cuh': choice,
 };
 
 export const sources = {
@@ -84,6 +87,7 @@ export const sources = {
   'attention-parts': attentionParts,
   cast,
   'choose-blocks': chooseBlocks,
+  'choose-few': chooseFew,
   'column-sum': columnSum,
   compress,
   'cross-entropy': crossEntropy,
