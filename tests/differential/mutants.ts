@@ -197,6 +197,7 @@ export const mutants: Readonly<
     stale,
   },
   attentionBackward: {
+    'not added': without('plus'),
     'window off by one': widerWindow,
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
@@ -214,6 +215,7 @@ export const mutants: Readonly<
     'wrong scale': wrongScale,
   },
   compressedAttentionBackward: {
+    'not added': without('plus'),
     'a block seen too late': lateBlocks,
     'wrong scale': wrongScale,
   },
@@ -237,6 +239,7 @@ export const mutants: Readonly<
     'lists of other leaders': otherLists,
   },
   selectedAttentionBackward: {
+    'not added': without('plus'),
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
   },

@@ -77,7 +77,8 @@ export function attend(
  * p[j]  = exp(s[j] - lse)
  * dV_j += p[j] dO
  * dS[j] = p[j] (dO . v_j - dO . o) scale
- * dQ    = sum over j of dS[j] k_j,    dK_j  += dS[j] q
+ * dQ    = sum over j of dS[j] k_j, and plus where there is one
+ * dK_j += dS[j] q
  * dQR   = sum over j of dS[j] kR_j,   dKR_j += dS[j] qR
  */
 export function attendBackward(
@@ -96,6 +97,7 @@ export function attendBackward(
   const dQRope = new Float64Array(rotary?.q.length ?? 0);
   const dKRope = new Float64Array(rotary?.k.length ?? 0);
   const { scale } = visibility;
+  if (inputs.plus) dQ.set(floats(inputs.plus));
   forEachHead(operands.heads, visibility, (query, head, keys) => {
     const row = query * operands.heads + head;
     const output = row * valueWidth;

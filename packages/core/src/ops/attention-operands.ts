@@ -31,6 +31,8 @@ export interface AttentionResults {
   readonly lse: Tensor;
   /** `[Nq, H, Dv]` */
   readonly dO: Tensor;
+  /** `[Nq, H, Dk]`: is added to dQ, as the gradient of other uses of q. */
+  readonly plus?: Tensor | undefined;
 }
 
 export interface AttentionGradients {
@@ -103,7 +105,7 @@ function resultSpecs(extents: AttentionExtents): {
   };
 }
 
-/** Checks `o`, `lse`, `dO`; the gradients have the operands' shapes. */
+/** Checks `o`, `lse`, `dO`, `plus`; the gradients have the operands' shapes. */
 function gradientSpecs(
   rules: Rules,
   operands: SpecsOf<AttentionOperands & AttentionResults>,
@@ -114,7 +116,11 @@ function gradientSpecs(
   rules.shape('dO', operands.dO, o.shape);
   rules.shape('lse', operands.lse, lse.shape);
   rules.statistic('lse', operands.lse, extents.dtype);
-  const { q, k, v, qRope, kRope } = operands;
+  const { q, k, v, qRope, kRope, plus } = operands;
+  if (plus) {
+    rules.shape('plus', plus, q.shape);
+    rules.floats({ q, plus });
+  }
   const like = ({ shape, dtype }: TensorSpec) => ({ shape, dtype });
   return {
     dQ: like(q),
@@ -180,10 +186,11 @@ export function attentionPair<
   const forward: AttentionPair<Inputs, Attributes>['forward'] = {
     name: rules.operator,
     infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
-    gradient(scope, { inputs, outputs, attributes, gradients }) {
+    gradient(scope, { inputs, outputs, attributes, gradients, accumulated }) {
       if (!gradients.o) return {};
       rules.selfAttention(attributes.sequences);
-      const operands = { ...inputs, ...outputs, dO: gradients.o };
+      const plus = accumulated('q');
+      const operands = { ...inputs, ...outputs, dO: gradients.o, plus };
       return byOperand(
         scope.run(backward, operands, attributes),
       ) as InputGradients<Inputs>;

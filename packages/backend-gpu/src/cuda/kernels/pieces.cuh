@@ -10,15 +10,6 @@
 #define LANES 32
 #endif
 
-__device__ inline void unpack(float &low, float &high, unsigned two, bf16) {
-  low = __uint_as_float(two << 16);
-  high = __uint_as_float(two & 0xffff0000);
-}
-__device__ inline void unpack(float &low, float &high, unsigned two, f16) {
-  low = floatOfHalf(two & 0xffff);
-  high = floatOfHalf(two >> 16);
-}
-
 /** A whole piece, on a multiple of 16 bytes. */
 template <typename H>
 __device__ inline void loadWhole(float (&x)[PIECE], const H *from) {

@@ -6,6 +6,7 @@ import type {
 } from '@asa/core';
 import { Memory, type Place } from '../memory';
 import { program, quotient } from '../program';
+import { add } from './add';
 import { extent, type KernelContext } from './context';
 
 /**
@@ -398,7 +399,8 @@ function put(
  * p[j]  = exp(s[j] - lse)
  * dV_j += p[j] dO
  * dS[j] = p[j] (dO . v_j - dO . o) scale
- * dQ    = sum over j of dS[j] k_j,    dK_j  += dS[j] q
+ * dQ    = sum over j of dS[j] k_j, and plus where there is one
+ * dK_j += dS[j] q
  * dQR   = sum over j of dS[j] kR_j,   dKR_j += dS[j] qR
  */
 export function attendBackward(
@@ -407,7 +409,7 @@ export function attendBackward(
   outputs: AttentionGradients,
   visibility: Backwards,
 ): void {
-  const { q, k, v, qRope, kRope, o, lse, dO } = inputs;
+  const { q, k, v, qRope, kRope, o, lse, dO, plus } = inputs;
   const { kind, values, slots, scale } = visibility;
   const [rows = 0, heads = 0, valueWidth = 0] = o.shape;
   const programs = kinds[kind];
@@ -456,6 +458,8 @@ export function attendBackward(
     toKeys(p, dO, outputs.dV);
     for (const memory of [table, p, dS]) context.release(memory);
   });
+  const { dQ } = outputs;
+  if (plus) context.run(add, { a: dQ, b: plus }, dQ, [dQ.size]);
   context.release(delta);
   context.release(keys);
 }

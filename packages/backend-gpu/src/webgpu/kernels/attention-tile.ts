@@ -12,6 +12,7 @@ import type {
   Tensor,
 } from '@asa/core';
 import { f32, flat, input, type Launch, output, u32 } from '../launch';
+import { addInto } from './add';
 import {
   backwardKVSource,
   backwardQSource,
@@ -121,7 +122,8 @@ export function attendBackward(
   view: View,
   keyView: KeyView,
 ): void {
-  const { q, k, v, qRope, kRope, o, lse, dO } = inputs;
+  const { q, k, v, qRope, kRope, o, lse, dO, plus } = inputs;
+  const { dQ, dQRope } = outputs;
   const shape = shapeOf(inputs);
   const statistics = rowStatistics(context, o, lse, dO);
   const bindings = {
@@ -133,7 +135,13 @@ export function attendBackward(
     Q: unitTileOf(context, inputs, shape, 'backwardQ', view.forward.rows),
     KV: unitTileOf(context, inputs, shape, 'backwardKV', keyView.keys),
   };
-  backwardQ(context, shape, outputs, view, bindings, tiles.Q);
+  const own = plus ? context.scratch(dQ.size, dQ.dtype) : dQ;
+  const queries = { dQ: own.reshape(dQ.shape), dQRope };
+  backwardQ(context, shape, queries, view, bindings, tiles.Q);
+  if (plus) {
+    addInto(context, own, plus, dQ);
+    own.free();
+  }
   backwardKV(context, shape, outputs, view, keyView, bindings, tiles.KV);
   statistics.free();
 }
@@ -141,7 +149,7 @@ export function attendBackward(
 function backwardQ(
   context: KernelContext,
   shape: AttentionShape,
-  { dQ, dQRope }: AttentionGradients,
+  { dQ, dQRope }: Pick<AttentionGradients, 'dQ' | 'dQRope'>,
   view: View,
   bindings: Launch['bindings'],
   unitTile: UnitTile | undefined,
