@@ -197,10 +197,10 @@ export const mutants: Readonly<
     stale,
   },
   attentionBackward: {
-    'not added': without('plus'),
     'window off by one': widerWindow,
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
+    'not added': without('plus'),
   },
   compress: {
     'sum, not mean': scaled(2),
@@ -215,9 +215,9 @@ export const mutants: Readonly<
     'wrong scale': wrongScale,
   },
   compressedAttentionBackward: {
-    'not added': without('plus'),
     'a block seen too late': lateBlocks,
     'wrong scale': wrongScale,
+    'not added': without('plus'),
   },
   blockImportance: {
     'one block too early': shiftedImportance,
@@ -239,9 +239,9 @@ export const mutants: Readonly<
     'lists of other leaders': otherLists,
   },
   selectedAttentionBackward: {
-    'not added': without('plus'),
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
+    'not added': without('plus'),
   },
   gatedSum: { 'bias unused': without('bias') },
   gatedSumBackward: {
