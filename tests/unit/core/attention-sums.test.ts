@@ -10,7 +10,10 @@ import {
   type Tensor,
 } from '@asa/core';
 import { beforeEach, describe, expect, it } from 'vitest';
-import { withKernels } from '../../../packages/core/src/verify/wrap-backend';
+import {
+  type AnyKernel,
+  withKernels,
+} from '../../../packages/core/src/verify/wrap-backend';
 
 const {
   add,
@@ -39,15 +42,26 @@ const attributes = {
 };
 
 let added: number;
+/** Of the attentions' gradients: those that were told dO . o. */
+let told: string[];
 let backend: Backend;
 let scope: Scope;
 beforeEach(async () => {
   added = 0;
+  told = [];
+  const telling = (name: string) => (own: AnyKernel) =>
+    ((inputs, outputs, attributes) => {
+      if (inputs.delta) told.push(name);
+      own(inputs, outputs, attributes);
+    }) satisfies AnyKernel;
   backend = withKernels(await openCpu({ poison: true }), {
     add: (own) => (inputs, outputs, attributes) => {
       added++;
       own(inputs, outputs, attributes);
     },
+    attentionBackward: telling('window'),
+    compressedAttentionBackward: telling('compressed'),
+    selectedAttentionBackward: telling('selected'),
   });
   scope = new Scope(backend);
 });
@@ -151,10 +165,74 @@ describe('the gradient of a q that three attentions share', () => {
     const gradients = tape.backward(y, given.dY, sources);
     // Those of v.
     expect(added).toBe(1);
+    expect(told).toEqual(['window', 'selected', 'compressed']);
     const got = await scope.read(gradients.get(given.q) as Tensor);
     for (const gradient of gradients.values()) gradient.free();
     expect(backend.memory().bytesInUse).toBe(before);
     expectClose(got, await scope.read(sumOf(given)));
+  });
+
+  it.each(['before', 'behind'])(
+    'knows dO . o of no branch with a use %s its gate',
+    async (place) => {
+      const given = operandsOf();
+      const tape = new Tape();
+      const taped = new Scope(backend, tape);
+      tape.watch(given.q);
+      const { compressed, selected, window } = branchesOf(taped, given);
+      const twice = (o: Tensor) => taped.run(add, { a: o, b: o }, {}).y;
+      const gate = (o: Tensor) =>
+        taped.run(
+          gatedSum,
+          {
+            ...{ gates: given.gates, compressed: compressed.o },
+            ...{ selected: selected.o, window: o },
+          },
+          {},
+        ).y;
+      const before = place === 'before' ? twice(window.o) : undefined;
+      const summed = gate(window.o);
+      const other = before ?? twice(window.o);
+      const { y } = taped.run(add, { a: summed, b: other }, {});
+      const free = backend.memory().bytesInUse;
+      const gradients = tape.backward(y, given.dY, [given.q]);
+      expect(told).toEqual(['selected', 'compressed']);
+      const got = await scope.read(gradients.get(given.q) as Tensor);
+      for (const gradient of gradients.values()) gradient.free();
+      expect(backend.memory().bytesInUse).toBe(free);
+
+      const { dY } = given;
+      const more = scope.run(add, { a: dY, b: dY }, {}).y;
+      const { dQ } = scope.run(
+        attentionBackward,
+        { q: given.q, ...given.rows, ...window, dO: more },
+        attributes.window,
+      );
+      const want = scope.run(add, { a: sumOf(given), b: dQ }, {}).y;
+      expectClose(got, await scope.read(want));
+    },
+  );
+
+  it('knows dO . o of no other shape of o', () => {
+    const { q, rows, dY } = operandsOf();
+    const tape = new Tape();
+    const taped = new Scope(backend, tape);
+    tape.watch(q);
+    const { o } = taped.run(attention, { q, ...rows }, attributes.window);
+    // Two heads of half the width for each.
+    const wide = [tokens, 2 * heads, width / 2];
+    const branch = o.reshape(wide);
+    const { y } = taped.run(
+      gatedSum,
+      {
+        gates: draw(Random.fromSeed(4), tokens, 2 * heads, 2),
+        ...{ compressed: branch, selected: dY.reshape(wide) },
+      },
+      {},
+    );
+    const gradients = tape.backward(y, dY.reshape(wide), [q]);
+    expect(gradients.get(q)).toBeDefined();
+    expect(told).toEqual([]);
   });
 
   it('has that of a use behind them', async () => {

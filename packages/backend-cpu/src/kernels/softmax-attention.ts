@@ -91,6 +91,7 @@ export function attendBackward(
   const o = floats(inputs.o);
   const dO = floats(inputs.dO);
   const lse = floats(inputs.lse);
+  const known = inputs.delta && floats(inputs.delta);
   const dQ = new Float64Array(q.length);
   const dK = new Float64Array(k.length);
   const dV = new Float64Array(v.length);
@@ -101,7 +102,7 @@ export function attendBackward(
   forEachHead(operands.heads, visibility, (query, head, keys) => {
     const row = query * operands.heads + head;
     const output = row * valueWidth;
-    const delta = dot(dO, output, o, output, valueWidth);
+    const delta = known?.[row] ?? dot(dO, output, o, output, valueWidth);
     const scores = operands.scores(query, head, keys, scale);
     for (let j = 0; j < keys.count; j++) {
       const p = Math.exp((scores[j] as number) - (lse[row] as number));

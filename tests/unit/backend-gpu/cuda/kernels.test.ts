@@ -185,7 +185,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { BLOCK: 64, ITEM: 16, OWN: 0 },
     { BLOCK: 64, ITEM: 128, OWN: 1 },
   ],
-  'gated-sum': [{ T: 'bf16', LANES: 8 }],
+  'gated-sum': [
+    { T: 'bf16', LANES: 8 },
+    { T: 'bf16', LANES: 16, BRANCHES: 3 },
+  ],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
     { ...grouped, ...dense, BULK: 0 },

@@ -582,9 +582,18 @@ export function coversQueries(sequences: Sequences, o: Tensor): boolean {
 /** Of each row its LSE (0 where it is -inf) and dO . o, f32 `[Nq H, 2]`. */
 export function rowStatistics(
   context: KernelContext,
-  { o, lse, dO }: AttentionResults,
+  { o, lse, dO, delta }: AttentionResults,
 ): Tensor {
   const statistics = context.scratch(2 * lse.size, 'f32');
+  if (delta) {
+    context.run({
+      ...{ file: 'attention-parts', entry: 'packStatistics' },
+      defines: typed(o),
+      ...elementwise(lse.size),
+      arguments: [lse, delta, statistics, i64(lse.size)],
+    });
+    return statistics;
+  }
   const lanes = lanesOf(extent(o, 2));
   context.run({
     file: 'attention-parts',

@@ -47,6 +47,16 @@ __device__ inline void storeWhole<f32>(f32 *to, const float (&x)[PIECE]) {
   }
 }
 
+/** A piece as it is once it has been stored. */
+template <typename H>
+__device__ inline void roundPiece(float (&x)[PIECE], H) {
+#pragma unroll
+  for (int n = 0; n < PIECE; n += 2) {
+    unpack(x[n], x[n + 1], pair(x[n], x[n + 1], H()), H());
+  }
+}
+__device__ inline void roundPiece(float (&)[PIECE], f32) {}
+
 __device__ inline void clear(float (&x)[PIECE]) {
 #pragma unroll
   for (int n = 0; n < PIECE; n++) x[n] = 0;

@@ -179,7 +179,7 @@ const outputOf = ({ name, arrays, integers, key }: Slots) =>
   );
 
 /** delta = dO . o */
-const deltas = program(
+export const deltas = program(
   'attentionDeltas',
   { arrays: ['o', 'dO'], integers: ['width'] },
   `let sum = 0;
@@ -413,8 +413,11 @@ export function attendBackward(
   const { kind, values, slots, scale } = visibility;
   const [rows = 0, heads = 0, valueWidth = 0] = o.shape;
   const programs = kinds[kind];
-  const delta = context.scratch(rows * heads);
-  context.run(deltas, { o, dO, width: valueWidth }, delta, [delta.elements]);
+  const own = inputs.delta ? undefined : context.scratch(rows * heads);
+  if (own) {
+    context.run(deltas, { o, dO, width: valueWidth }, own, [own.elements]);
+  }
+  const delta = own ?? inputs.delta;
   const keys = context.table(visibility.keys);
   forEachPiece(rows, heads * slots, (from, count) => {
     const table = context.table(tableOf(visibility.rows, from, count, from));
@@ -460,7 +463,7 @@ export function attendBackward(
   });
   const { dQ } = outputs;
   if (plus) context.run(add, { a: dQ, b: plus }, dQ, [dQ.size]);
-  context.release(delta);
+  if (own) context.release(own);
   context.release(keys);
 }
 

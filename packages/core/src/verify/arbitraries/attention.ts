@@ -88,7 +88,7 @@ const sameNames = (names: readonly string[]) =>
 function backwardOf(
   forward: OperatorCase,
   operator: OperatorName,
-  isSum: boolean,
+  { isSum, isKnown }: { isSum: boolean; isKnown: boolean },
 ): OperatorCase {
   const { q, v, k } = forward.inputs;
   const [rows = 0, heads = 0, width = 0] = q?.shape ?? [];
@@ -108,13 +108,15 @@ function backwardOf(
       dO: data(rows, heads, valueWidth),
       ...(isSum && { plus: data(rows, heads, width) }),
     },
+    ...(isKnown && { products: { delta: ['o', 'dO'] as const } }),
   };
 }
 
+const given = fc.record({ isSum: fc.boolean(), isKnown: fc.boolean() });
 const backwardForms = (forwards: Cases, operator: OperatorName): Cases =>
   fc
-    .tuple(forwards, fc.boolean())
-    .map(([forward, isSum]) => backwardOf(forward, operator, isSum));
+    .tuple(forwards, given)
+    .map(([forward, given]) => backwardOf(forward, operator, given));
 
 const windows = fc.option(
   fc.constantFrom(1, 2, 3, 4, 7, 8, 9, 16, 17, 64, 5000),
