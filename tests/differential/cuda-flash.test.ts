@@ -54,6 +54,8 @@ interface Form {
   readonly near?: boolean;
   /** Rows that belong to no sequence. */
   readonly tail?: number;
+  /** What other uses of q have given is added to its gradient. */
+  readonly plus?: boolean;
 }
 
 const forms: Readonly<Record<string, Form>> = {
@@ -784,6 +786,68 @@ const fewParts = { multiprocessors: 1, totalBytes: 64 * 1_700_000 };
 /** So few multiprocessors that some tiles of rows fill them. */
 const oneOfHopper = { capability: 90, multiprocessors: 1, totalBytes: 80e9 };
 
+const twoOfHopper = { capability: 90, multiprocessors: 2 };
+/** What writes gradients of queries, where something is added to them. */
+const sums: readonly {
+  readonly entry: string;
+  readonly of: 'attention' | 'compressedAttention' | 'selectedAttention';
+  readonly form: Form | undefined;
+  readonly facts?: Partial<DeviceFacts>;
+  readonly dtype?: FloatType;
+}[] = [
+  ...(['attention', 'compressedAttention'] as const).map((of) => ({
+    ...{ entry: 'hopperBackward', of, facts: twoOfHopper },
+    form: walkForms['six tiles of keys, several sequences'],
+  })),
+  ...[
+    walkForms['a window over four of them'],
+    hopperForms['NSA: two groups of 16 heads of width 128'],
+    hopperForms['latent 56 and 32 rotary columns: zeros behind keys'],
+  ].map((form) => ({
+    entry: 'hopperBackward',
+    ...{ of: 'attention' as const, form, facts: twoOfHopper },
+  })),
+  {
+    ...{ entry: 'hopperBackwardQueries', of: 'compressedAttention' },
+    ...{ form: { ...short, counts: [{ queries: 20 }, { queries: 139 }] } },
+    ...{ facts: twoOfHopper, dtype: 'f16' },
+  },
+  {
+    ...{ entry: 'hopperBackward', of: 'selectedAttention' },
+    ...{ form: Object.values(masked)[0], facts: oneOfHopper },
+  },
+  {
+    ...{ entry: 'hopperBackwardQueries', of: 'attention' },
+    form: hopperForms['widths that are no chunks'],
+    facts: twoOfHopper,
+  },
+  ...[80, 90].map((capability) => ({
+    ...{ entry: 'sumBlockParts', of: 'selectedAttention' as const },
+    form: Object.values(blockWalks)[0],
+    facts: { capability, totalBytes: 80e9 },
+  })),
+  {
+    ...{ entry: 'flashBackwardLists', of: 'selectedAttention' },
+    ...{ form: Object.values(selections)[0], dtype: 'f16' },
+  },
+  {
+    ...{ entry: 'flashBackwardQueries', of: 'selectedAttention' },
+    form: forms['latent keys of 40 columns and none behind them'],
+  },
+  {
+    ...{ entry: 'flashBackwardQueries', of: 'attention' },
+    form: forms['many heads of their own keys, odd widths'],
+  },
+  {
+    ...{ entry: 'attentionBackwardQueries', of: 'attention', dtype: 'f32' },
+    form: forms['one group of 16 heads, grouped queries'],
+  },
+  {
+    ...{ entry: 'attentionBackwardQueries', of: 'compressedAttention' },
+    form: forms['wide keys and values'],
+  },
+];
+
 const selected = [
   'selectedAttention',
   'selectedAttentionBackward',
@@ -941,6 +1005,21 @@ describe.skipIf(reason)(
         const isOdd = operator !== 'selectedAttention' && / 3 heads/.test(name);
         expect(entries.includes('listMasks')).toBe(!isOdd);
         await small.destroy();
+      },
+    );
+
+    test.for(sums)(
+      'added to dQ, by $entry, of $of, %#',
+      { timeout: 300_000 },
+      async ({ entry, of, form, facts = {}, dtype = 'bf16' }) => {
+        const card = await openEmulated(facts);
+        const launched = vi.spyOn(card, 'run');
+        const sum = { ...(form as Form), plus: true };
+        await expectAgreement(card, `${of}Backward`, sum, dtype);
+        const entries = launched.mock.calls.map(([{ entry }]) => entry);
+        expect(entries).toContain(entry);
+        expect(entries).not.toContain('add');
+        await card.destroy();
       },
     );
 
@@ -1295,6 +1374,7 @@ async function callOf(
       o: valuesOf(size, o?.data as Float64Array, dtype),
       lse: valuesOf([queries, heads], lse?.data as Float64Array, 'f32'),
       dO: data(...size),
+      ...(form.plus && { plus: data(queries, heads, width) }),
     };
     return { inputs: all, attributes };
   }

@@ -9,9 +9,11 @@ import {
   operators,
   Random,
   Scope,
+  Sequences,
   type Tensor,
 } from '@asa/core';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import type { KernelContext } from '../../packages/backend-gpu/src/cuda/kernels';
 import { judgeCall } from '../../packages/core/src/verify/differential';
 import {
   referenceOn,
@@ -253,6 +255,52 @@ describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
     test.each(calls.map((call) => [call.operator, call.name, call] as const))(
       '%s of %s',
       (_operator, _name, call) => judge(call, call.inputs(dtype), dtype),
+    );
+
+    test.each([56, 64, 128, 20])(
+      'dO . o of the gates is that of attention to the bit: %i columns',
+      async (width) => {
+        const scope = new Scope(backend);
+        const upload = (...shape: number[]) => {
+          const { data: values } = data(dtype, ...shape);
+          const elements = encode(values as Float64Array, dtype);
+          return scope.tensor(elements, shape, dtype);
+        };
+        const [q, k, v, selected, dY] = Array.from({ length: 5 }, () =>
+          upload(41, 4, width),
+        ) as [Tensor, Tensor, Tensor, Tensor, Tensor];
+        const attributes = { sequences: Sequences.uniform(1, 41), scale: 0.2 };
+        const found = scope.run(operators.attention, { q, k, v }, attributes);
+        const { dCompressed: dO, deltaCompressed: delta } = scope.run(
+          operators.gatedSumBackward,
+          { gates: upload(41, 4, 2), compressed: found.o, selected, dY },
+          {},
+        );
+        const operands = { q, k, v, ...found, dO };
+        const run = (more: { delta?: Tensor }) =>
+          scope.run(
+            operators.attentionBackward,
+            { ...operands, ...more },
+            attributes,
+          );
+        const launched = vi.spyOn(backend as unknown as KernelContext, 'run');
+        const [told, own] = [run({ delta }), run({})];
+        const entries = launched.mock.calls.map(([{ entry }]) => entry);
+        launched.mockRestore();
+        const counts = ['packStatistics', 'rowStatistics'].map(
+          (name) => entries.filter((entry) => entry === name).length,
+        );
+        expect(counts).toEqual([1, 1]);
+        for (const name of ['dQ', 'dK', 'dV'] as const) {
+          const got = await scope.read(told[name]);
+          expect(got, name).toEqual(await scope.read(own[name]));
+        }
+        const other = scope.run(operators.add, { a: delta, b: delta }, {}).y;
+        const wrong = await scope.read(run({ delta: other }).dQ);
+        expect(wrong).not.toEqual(await scope.read(own.dQ));
+        attributes.sequences.free();
+        scope.free();
+      },
     );
 
     test.each(vocabularies)(

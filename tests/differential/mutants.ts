@@ -200,6 +200,7 @@ export const mutants: Readonly<
     'window off by one': widerWindow,
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
+    'not added': without('plus'),
   },
   compress: {
     'sum, not mean': scaled(2),
@@ -216,6 +217,7 @@ export const mutants: Readonly<
   compressedAttentionBackward: {
     'a block seen too late': lateBlocks,
     'wrong scale': wrongScale,
+    'not added': without('plus'),
   },
   blockImportance: {
     'one block too early': shiftedImportance,
@@ -239,6 +241,7 @@ export const mutants: Readonly<
   selectedAttentionBackward: {
     'wrong scale': wrongScale,
     'dropped tail': droppedTail,
+    'not added': without('plus'),
   },
   gatedSum: { 'bias unused': without('bias') },
   gatedSumBackward: {

@@ -124,6 +124,7 @@ export class Tape {
     };
     /** What the rule adds to its own gradients. */
     const taken: Tensor[] = [];
+    const told = new Map<string, Tensor>();
     try {
       const found = operator.gradient(scope, {
         inputs,
@@ -138,11 +139,18 @@ export class Tape {
           taken.push(known);
           return known;
         },
+        tellProducts: (name: string, products: Tensor) => {
+          told.set(name, products);
+        },
+        products: (name: string) => {
+          const output = outputs[name];
+          return output && gradients.products(output);
+        },
       } as never) as Readonly<Record<string, Tensor | undefined>>;
       for (const [name, gradient] of Object.entries(found)) {
         const input = inputs[name];
         if (gradient && input && wants(name)) {
-          gradients.accumulate(scope, input, gradient);
+          gradients.accumulate(scope, input, gradient, told.get(name));
         }
       }
     } finally {
@@ -155,6 +163,8 @@ export class Tape {
 /** The gradients known so far, each owned here but the seed. */
 class Gradients {
   private readonly known = new Map<Allocation, Tensor>();
+  /** Products of tensors with these gradients; owned as those are. */
+  private readonly told = new Map<Allocation, Tensor>();
   /** Of how many tensors memory is the gradient: `add` gives one to both sides. */
   private readonly uses = new Map<Allocation, number>();
 
@@ -180,11 +190,27 @@ class Gradients {
     return this.known.get(tensor.allocation)?.reshape(tensor.shape);
   }
 
-  accumulate(scope: Scope, tensor: Tensor, gradient: Tensor): void {
+  /** Products with the last axis of a tensor of this shape, where they are known. */
+  products(tensor: Tensor): Tensor | undefined {
+    const products = this.told.get(tensor.allocation);
+    const rows = tensor.shape.slice(0, -1);
+    return products && formatShape(products.shape) === formatShape(rows)
+      ? products
+      : undefined;
+  }
+
+  /** @param products of the gradient with the tensor: those of a sum are not known. */
+  accumulate(
+    scope: Scope,
+    tensor: Tensor,
+    gradient: Tensor,
+    products: Tensor | undefined,
+  ): void {
     const before = this.of(tensor);
     const flat = gradient.reshape(tensor.shape);
     if (!before) {
       this.set(tensor, scope.keep(flat));
+      if (products) this.told.set(tensor.allocation, scope.keep(products));
       return;
     }
     const sum = scope.run(add, { a: before, b: flat }, {}).y;
@@ -195,7 +221,7 @@ class Gradients {
   /** Forgets a gradient, whose memory stays until it is released. */
   detach(tensor: Tensor): Tensor | undefined {
     const gradient = this.of(tensor);
-    this.known.delete(tensor.allocation);
+    this.forget(tensor);
     return gradient;
   }
 
@@ -204,7 +230,7 @@ class Gradients {
     const gradient = this.of(tensor);
     if (!gradient) return undefined;
     if (this.uses.get(gradient.allocation) === 1) {
-      this.known.delete(tensor.allocation);
+      this.forget(tensor);
       this.uses.delete(gradient.allocation);
       return gradient;
     }
@@ -217,7 +243,7 @@ class Gradients {
   drop(tensor: Tensor): void {
     const gradient = this.known.get(tensor.allocation);
     if (!gradient) return;
-    this.known.delete(tensor.allocation);
+    this.forget(tensor);
     this.release(gradient);
   }
 
@@ -234,6 +260,14 @@ class Gradients {
       if (gradient.allocation !== this.seed.allocation) gradient.free();
       this.known.delete(allocation);
     }
+    for (const products of this.told.values()) products.free();
+    this.told.clear();
+  }
+
+  private forget({ allocation }: Tensor): void {
+    this.known.delete(allocation);
+    this.told.get(allocation)?.free();
+    this.told.delete(allocation);
   }
 
   private set(tensor: Tensor, gradient: Tensor): void {

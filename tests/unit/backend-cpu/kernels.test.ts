@@ -907,7 +907,7 @@ describe('rounding', () => {
         const values = rounded(inputs, dtype);
         const single = await call(name, values, attributes, 'f32');
         const half = await call(name, values, attributes, dtype);
-        expect(half).toEqual(each(single, dtype));
+        expect(half).toEqual({ ...each(single, dtype), ...statistics(single) });
       }
     },
   );
@@ -918,6 +918,13 @@ describe('rounding', () => {
         name,
         encode(data, dtype),
       ]),
+    );
+  }
+
+  /** Results that are f32 beside 16-bit ones. */
+  function statistics(results: Record<string, HostArray>) {
+    return Object.fromEntries(
+      Object.entries(results).filter(([name]) => name.startsWith('delta')),
     );
   }
 

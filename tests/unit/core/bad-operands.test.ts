@@ -252,6 +252,60 @@ describe('operators refuse', () => {
       /attention: the gradient needs Tq = Tk in every sequence/,
     ],
     [
+      'another shape of what is added to a gradient of q',
+      () => {
+        const q = f32(2, 1, 4);
+        return scope.run(
+          operators.attentionBackward,
+          { q, k: q, v: q, o: q, lse: f32(2, 1), dO: q, plus: f32(2, 2, 2) },
+          { sequences: Sequences.uniform(1, 2), scale: 1 },
+        );
+      },
+      ShapeError,
+      /attention: plus must be \[2, 1, 4\], got \[2, 2, 2\]/,
+    ],
+    [
+      'another type of what is added to a gradient of q',
+      () => {
+        const q = f32(2, 1, 4);
+        const plus = scope.tensor(new Float64Array(8), [2, 1, 4], 'f64');
+        return scope.run(
+          operators.attentionBackward,
+          { q, k: q, v: q, o: q, lse: f32(2, 1), dO: q, plus },
+          { sequences: Sequences.uniform(1, 2), scale: 1 },
+        );
+      },
+      DTypeError,
+      /attention: plus must be f32 as q is, got f64/,
+    ],
+    [
+      'another shape of what is known of a gradient of o',
+      () => {
+        const q = f32(2, 1, 4);
+        return scope.run(
+          operators.attentionBackward,
+          { q, k: q, v: q, o: q, lse: f32(2, 1), dO: q, delta: f32(1, 2) },
+          { sequences: Sequences.uniform(1, 2), scale: 1 },
+        );
+      },
+      ShapeError,
+      /attention: delta must be \[2, 1\], got \[1, 2\]/,
+    ],
+    [
+      'another type of what is known of a gradient of o',
+      () => {
+        const q = f32(2, 1, 4);
+        const delta = scope.tensor(new Float64Array(2), [2, 1], 'f64');
+        return scope.run(
+          operators.attentionBackward,
+          { q, k: q, v: q, o: q, lse: f32(2, 1), dO: q, delta },
+          { sequences: Sequences.uniform(1, 2), scale: 1 },
+        );
+      },
+      DTypeError,
+      /attention: delta must be f32, got f64/,
+    ],
+    [
       'targets of another length',
       () =>
         scope.run(

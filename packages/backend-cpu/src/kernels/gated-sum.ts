@@ -28,7 +28,7 @@ export const gatedSumKernels: Kernels<'gatedSum' | 'gatedSumBackward'> = {
 
   /**
    * dO = g dY
-   * dGates = g (1 - g) (dY . o),  dBias = sum over n of dGates
+   * dGates = g (1 - g) (dY . o),  dBias = sum over n of dGates,  delta = dO . o
    */
   gatedSumBackward(inputs, outputs) {
     const branches = present(inputs.compressed, inputs.selected, inputs.window);
@@ -36,6 +36,11 @@ export const gatedSumKernels: Kernels<'gatedSum' | 'gatedSumBackward'> = {
       outputs.dCompressed,
       outputs.dSelected,
       outputs.dWindow,
+    );
+    const deltas = present(
+      outputs.deltaCompressed,
+      outputs.deltaSelected,
+      outputs.deltaWindow,
     );
     const gates = floats(inputs.gates);
     const bias = inputs.bias && floats(inputs.bias);
@@ -54,6 +59,8 @@ export const gatedSumKernels: Kernels<'gatedSum' | 'gatedSumBackward'> = {
           dot += (dY[c] as number) * (o[c] as number);
           dO[c] = g * (dY[c] as number);
         }
+        const delta = deltas[branch];
+        if (delta) delta[row] = g * dot;
         const d = g * (1 - g) * dot;
         dGates[gate] = d;
         dBias[slot] = (dBias[slot] as number) + d;

@@ -77,7 +77,8 @@ export function attend(
  * p[j]  = exp(s[j] - lse)
  * dV_j += p[j] dO
  * dS[j] = p[j] (dO . v_j - dO . o) scale
- * dQ    = sum over j of dS[j] k_j,    dK_j  += dS[j] q
+ * dQ    = sum over j of dS[j] k_j, and plus where there is one
+ * dK_j += dS[j] q
  * dQR   = sum over j of dS[j] kR_j,   dKR_j += dS[j] qR
  */
 export function attendBackward(
@@ -90,16 +91,18 @@ export function attendBackward(
   const o = floats(inputs.o);
   const dO = floats(inputs.dO);
   const lse = floats(inputs.lse);
+  const known = inputs.delta && floats(inputs.delta);
   const dQ = new Float64Array(q.length);
   const dK = new Float64Array(k.length);
   const dV = new Float64Array(v.length);
   const dQRope = new Float64Array(rotary?.q.length ?? 0);
   const dKRope = new Float64Array(rotary?.k.length ?? 0);
   const { scale } = visibility;
+  if (inputs.plus) dQ.set(floats(inputs.plus));
   forEachHead(operands.heads, visibility, (query, head, keys) => {
     const row = query * operands.heads + head;
     const output = row * valueWidth;
-    const delta = dot(dO, output, o, output, valueWidth);
+    const delta = known?.[row] ?? dot(dO, output, o, output, valueWidth);
     const scores = operands.scores(query, head, keys, scale);
     for (let j = 0; j < keys.count; j++) {
       const p = Math.exp((scores[j] as number) - (lse[row] as number));

@@ -31,6 +31,10 @@ export interface AttentionResults {
   readonly lse: Tensor;
   /** `[Nq, H, Dv]` */
   readonly dO: Tensor;
+  /** `[Nq, H, Dk]`: is added to dQ, as the gradient of other uses of q. */
+  readonly plus?: Tensor | undefined;
+  /** `[Nq, H]`: dO . o of each row, where it is known. */
+  readonly delta?: Tensor | undefined;
 }
 
 export interface AttentionGradients {
@@ -103,7 +107,7 @@ function resultSpecs(extents: AttentionExtents): {
   };
 }
 
-/** Checks `o`, `lse`, `dO`; the gradients have the operands' shapes. */
+/** Checks what is no operand of the forward pass; gradients have its shapes. */
 function gradientSpecs(
   rules: Rules,
   operands: SpecsOf<AttentionOperands & AttentionResults>,
@@ -114,7 +118,15 @@ function gradientSpecs(
   rules.shape('dO', operands.dO, o.shape);
   rules.shape('lse', operands.lse, lse.shape);
   rules.statistic('lse', operands.lse, extents.dtype);
-  const { q, k, v, qRope, kRope } = operands;
+  const { q, k, v, qRope, kRope, plus, delta } = operands;
+  if (delta) {
+    rules.shape('delta', delta, lse.shape);
+    rules.statistic('delta', delta, extents.dtype);
+  }
+  if (plus) {
+    rules.shape('plus', plus, q.shape);
+    rules.floats({ q, plus });
+  }
   const like = ({ shape, dtype }: TensorSpec) => ({ shape, dtype });
   return {
     dQ: like(q),
@@ -180,10 +192,12 @@ export function attentionPair<
   const forward: AttentionPair<Inputs, Attributes>['forward'] = {
     name: rules.operator,
     infer: (inputs, attributes) => resultSpecs(check(inputs, attributes)),
-    gradient(scope, { inputs, outputs, attributes, gradients }) {
+    gradient(scope, call) {
+      const { inputs, outputs, attributes, gradients } = call;
       if (!gradients.o) return {};
       rules.selfAttention(attributes.sequences);
-      const operands = { ...inputs, ...outputs, dO: gradients.o };
+      const known = { plus: call.accumulated('q'), delta: call.products('o') };
+      const operands = { ...inputs, ...outputs, dO: gradients.o, ...known };
       return byOperand(
         scope.run(backward, operands, attributes),
       ) as InputGradients<Inputs>;

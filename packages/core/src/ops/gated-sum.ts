@@ -1,5 +1,5 @@
 import type { Tensor } from '../tensor';
-import { type Operator, Rules, type SpecsOf } from './operator';
+import { type Operator, Rules, type SpecsOf, statisticType } from './operator';
 
 const rules = new Rules('gatedSum');
 type None = Record<string, never>;
@@ -23,9 +23,12 @@ export interface GatedSumOperands {
 export const gatedSum: Operator<GatedSumOperands, { y: Tensor }, None> = {
   name: 'gatedSum',
   infer: (inputs) => ({ y: check(inputs) }),
-  gradient(scope, { inputs, gradients }) {
+  gradient(scope, { inputs, gradients, tellProducts }) {
     if (!gradients.y) return {};
     const d = scope.run(gatedSumBackward, { ...inputs, dY: gradients.y }, {});
+    tellProducts('compressed', d.deltaCompressed);
+    tellProducts('selected', d.deltaSelected);
+    if (d.deltaWindow) tellProducts('window', d.deltaWindow);
     return {
       gates: d.dGates,
       bias: d.dBias,
@@ -36,6 +39,10 @@ export const gatedSum: Operator<GatedSumOperands, { y: Tensor }, None> = {
   },
 };
 
+/**
+ * The gradients, and of each branch's its product with the branch, `[N, H]`, which
+ * the backward pass of an attention wants: of the gradient as it is stored.
+ */
 export const gatedSumBackward: Operator<
   GatedSumOperands & { readonly dY: Tensor },
   {
@@ -44,6 +51,9 @@ export const gatedSumBackward: Operator<
     dCompressed: Tensor;
     dSelected: Tensor;
     dWindow?: Tensor | undefined;
+    deltaCompressed: Tensor;
+    deltaSelected: Tensor;
+    deltaWindow?: Tensor | undefined;
   },
   None
 > = {
@@ -52,13 +62,16 @@ export const gatedSumBackward: Operator<
     const branch = check(inputs);
     rules.shape('dY', inputs.dY, branch.shape);
     const { gates, bias, window } = inputs;
-    const { dtype } = branch;
+    const { dtype, shape } = branch;
+    const delta = { shape: shape.slice(0, 2), dtype: statisticType(dtype) };
     return {
       dGates: { shape: gates.shape, dtype },
       ...(bias && { dBias: { shape: bias.shape, dtype } }),
       dCompressed: branch,
       dSelected: branch,
-      ...(window && { dWindow: branch }),
+      ...(window && { dWindow: branch, deltaWindow: delta }),
+      deltaCompressed: delta,
+      deltaSelected: delta,
     };
   },
 };

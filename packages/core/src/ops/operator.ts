@@ -26,6 +26,16 @@ export interface GradientCall<Inputs, Outputs, Attributes> {
    * can add on the way spare the sum's own pass over memory.
    */
   accumulated(name: keyof Inputs): Tensor | undefined;
+  /**
+   * Says of the gradient that the rule gives an input what its product with the
+   * input is, summed over the last axis: of the input's shape without that axis.
+   */
+  tellProducts(name: keyof Inputs, products: Tensor): void;
+  /**
+   * The same of an output and its gradient, where a rule has told it and no other
+   * use has added to that gradient.
+   */
+  products(name: keyof Outputs): Tensor | undefined;
 }
 
 /** The gradients of the inputs, by name; none for constants and indices. */

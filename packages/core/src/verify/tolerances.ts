@@ -211,6 +211,8 @@ const table: Readonly<Record<OperatorName, Tolerance>> = {
   gatedSumBackward: {
     growth: 32,
     rounds: 1,
+    // Products with gradients that are stored in 16 bits.
+    statisticRounds: 1,
     magnitude: ({ inputs: { compressed, dY } }) => {
       const gate = (product(compressed, dY) * Math.sqrt(last(dY))) / 4;
       return {
@@ -219,6 +221,9 @@ const table: Readonly<Record<OperatorName, Tolerance>> = {
         dCompressed: rms(dY) / 2,
         dSelected: rms(dY) / 2,
         dWindow: rms(dY) / 2,
+        deltaCompressed: 2 * gate,
+        deltaSelected: 2 * gate,
+        deltaWindow: 2 * gate,
       };
     },
   },

@@ -90,6 +90,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'attention-backward-queries': [
     { T: 'bf16', VIEW: 'SELECTED', ...wide, C: 256 },
     { T: 'f32', VIEW: 'COMPRESSED', ...wide },
+    { T: 'f32', VIEW: 'COMPRESSED', ...wide, PLUS: 1 },
   ],
   'attention-forward': [
     { T: 'bf16', VIEW: 'SELECTED', ...wider },
@@ -115,7 +116,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 64 },
       ...{ BLOCKS: 2, ITEM: 128 },
     },
-  ],
+  ].flatMap((form) => [form, { ...form, PLUS: 1 }]),
   'flash-backward-keys': [
     { ...grouped, ...dense, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1, ROWS: 64, N: 32, BLOCKS: 2 },
@@ -127,6 +128,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'flash-backward-lists': [
     { ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...grouped, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64, BLOCKS: 2 },
+    {
+      ...{ ...latent, ...asa, UNIT: 16, SHARING: 4, ROWS: 64, N: 64 },
+      ...{ BLOCKS: 2, PLUS: 1 },
+    },
   ],
   'flash-backward-queries': [
     { ...grouped, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
@@ -135,6 +140,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...latent, ...asa, ROWS: 64, N: 64, BLOCKS: 2 },
     { ...narrow, ...dense, ROWS: 128, N: 32, BLOCKS: 2 },
     { ...narrow, ...asa, ROWS: 16, N: 64, BLOCKS: 4 },
+    { ...grouped, ...dense, ROWS: 128, N: 32, BLOCKS: 2, PLUS: 1 },
   ],
   'flash-forward': [
     { ...grouped, ...dense, ROWS: 128, N: 64, BLOCKS: 2 },
@@ -185,7 +191,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { BLOCK: 64, ITEM: 16, OWN: 0 },
     { BLOCK: 64, ITEM: 128, OWN: 1 },
   ],
-  'gated-sum': [{ T: 'bf16', LANES: 8 }],
+  'gated-sum': [
+    { T: 'bf16', LANES: 8 },
+    { T: 'bf16', LANES: 16, BRANCHES: 3 },
+  ],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
     { ...grouped, ...dense, BULK: 0 },
@@ -202,7 +211,13 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...latent, ...masks, WIDTH: 64, ROPE: 32, VALUE: 64 },
       ...{ UNIT: 2, SHARING: 2, BULK: 1 },
     },
-  ].map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
+  ]
+    .flatMap((form) =>
+      form.WIDTH === 128 || form.WIDTH === 56
+        ? [form, { ...form, PLUS: 1 }]
+        : [form],
+    )
+    .map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 4 },
@@ -233,6 +248,8 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...grouped, ...dense, ...hopper, STAGES: 3, N: 112 },
       ...{ WIDTH: 64, ROPE: 32, VALUE: 64, UNIT: 1 },
     },
+    { ...grouped, ...dense, ...hopper, N: 112, PLUS: 1 },
+    { ...latent, ...dense, ...hopper, STAGES: 3, N: 80, PLUS: 1 },
   ],
   'hopper-forward': [
     { ...grouped, ...dense, ...hopper },

@@ -31,6 +31,7 @@ export function nullContext(facts: Partial<DeviceFacts> = {}) {
     run: (launch) => launches.push(launch),
     product: () => {},
     clear: () => {},
+    copy: () => {},
     scratch: (elements, dtype) => {
       sizes.push(elements * (dtype === 'bf16' ? 2 : 4));
       return nullTensor([elements], dtype);

@@ -4,7 +4,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     attentionBackwardQueries(Call u, const T *dO, const float2 *statistics,
-                             T *dQ, T *dQRope, int parts) {
+                             QueryGradients d, int parts) {
   extern __shared__ int4 memory[];
   __shared__ RowTable<ROWS> rows;
   __shared__ KeyTable<N> keyTable;
@@ -88,11 +88,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         int c = part * C + 8 * n + laneColumn() + e;
-        T value = narrow<T>(sums[n][2 * half + e] * u.scale);
+        float value = sums[n][2 * half + e] * u.scale;
         if (c < u.width) {
-          dQ[index * u.width + c] = value;
+          i64 at = index * u.width + c;
+          if (PLUS) value += widen(d.plus[at]);
+          d.q[at] = narrow<T>(value);
         } else if (c < u.width + u.ropeWidth) {
-          dQRope[index * u.ropeWidth + c - u.width] = value;
+          d.qRope[index * u.ropeWidth + c - u.width] = narrow<T>(value);
         }
       }
     }

@@ -1,7 +1,19 @@
 // What the passes of attention need beside them.
 #include "pieces.cuh"
 
-/** Of each row its LSE (0 where it is -inf) and dO . o; LANES lanes a row. */
+/** Of a row its LSE, 0 where it is -inf, and dO . o. */
+__device__ inline float2 statisticsOf(float lse, float delta) {
+  return make_float2(lse == -INFINITE ? 0 : lse, delta);
+}
+
+/** Of all rows, where dO . o is known; a thread a row. */
+extern "C" __global__ void packStatistics(const float *lse, const float *delta,
+                                          float2 *statistics, i64 rows) {
+  i64 row = globalIndex();
+  if (row < rows) statistics[row] = statisticsOf(lse[row], delta[row]);
+}
+
+/** The same where it is not; LANES lanes a row. */
 extern "C" __global__ void rowStatistics(const T *o, const float *lse,
                                          const T *dO, float2 *statistics,
                                          i64 rows, int width) {
@@ -19,8 +31,7 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
   });
   delta = rowSum(delta);
   if (row >= rows || threadIdx.x % LANES > 0) return;
-  float all = lse[row];
-  statistics[row] = make_float2(all == -INFINITE ? 0 : all, delta);
+  statistics[row] = statisticsOf(lse[row], delta);
 }
 
 /** Parts of a row at most; as in attention-forward.ts. */

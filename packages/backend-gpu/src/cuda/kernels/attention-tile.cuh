@@ -31,6 +31,11 @@ typedef f32 Result;
 typedef T Result;
 #endif
 
+// PLUS: the gradient of q has that of its other uses added to it.
+#ifndef PLUS
+#define PLUS 0
+#endif
+
 struct Call {
   const T *q, *k, *v, *qRope, *kRope;
   const Sequence *sequences;
@@ -45,6 +50,12 @@ struct Call {
   int window;
   int length, stride;
   int blockSize, sharing, lists, count;
+};
+
+/** Where gradients of queries go, and of q's shape what is added to its own. */
+struct QueryGradients {
+  T *q, *qRope;
+  const T *plus;
 };
 
 /** Columns of a key with its rotary ones, of a value: whole tiles of 16. */

@@ -232,18 +232,48 @@ export function attendBackward(
   statistics.free();
 }
 
+/** The kernels' structure of where gradients of queries go. */
+export const queryArguments = (
+  { plus }: Pick<AttentionResults, 'plus'>,
+  { dQ, dQRope }: Pick<AttentionGradients, 'dQ' | 'dQRope'>,
+): readonly Argument[] => [dQ, dQRope, plus];
+
+/** Whether they add something to that of q. */
+export const plusDefine = ({ plus }: Pick<AttentionResults, 'plus'>) =>
+  plus && { PLUS: 1 };
+
+const adding = <Given extends Pick<Launch, 'defines'>>(
+  inputs: Pick<AttentionResults, 'plus'>,
+  launch: Given,
+): Given => ({
+  ...launch,
+  defines: { ...launch.defines, ...plusDefine(inputs) },
+});
+
+/** What rows have that are no sequence's, which no kernel writes. */
+export function startQueries(
+  context: KernelContext,
+  { plus }: Pick<AttentionResults, 'plus'>,
+  { dQ, dQRope }: Pick<AttentionGradients, 'dQ' | 'dQRope'>,
+): void {
+  if (plus) context.copy(plus.storage, 0, dQ.storage, 0, dQ.size);
+  else context.clear(dQ);
+  if (dQRope) context.clear(dQRope);
+}
+
 function queryGradients(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
-  { dQ, dQRope }: AttentionGradients,
+  outputs: AttentionGradients,
   view: View,
   statistics: Tensor,
 ): void {
   const shape = shapeOf(inputs);
-  if (!coversQueries(view.sequences, dQ)) {
-    context.clear(dQ);
-    if (dQRope) context.clear(dQRope);
+  if (!coversQueries(view.sequences, outputs.dQ)) {
+    startQueries(context, inputs, outputs);
   }
+  const given = [...call(inputs, view), inputs.dO, statistics];
+  const results = queryArguments(inputs, outputs);
   const latent = isLatent(inputs);
   const hopper = hopperQueriesCut(shape, latent, view, context.facts);
   if (hopper) {
@@ -251,13 +281,9 @@ function queryGradients(
     context.run({
       file: 'hopper-backward-queries',
       entry: 'hopperBackwardQueries',
-      ...hopperLaunch(shape, view, latent, hopper),
+      ...adding(inputs, hopperLaunch(shape, view, latent, hopper)),
       grid: [Math.min(grid.count, context.facts.multiprocessors)],
-      arguments: [
-        ...call(inputs, view),
-        ...[inputs.dO, statistics, dQ, dQRope],
-        ...grid.arguments,
-      ],
+      arguments: [...given, ...results, ...grid.arguments],
     });
     return;
   }
@@ -272,9 +298,9 @@ function queryGradients(
     context.run({
       file: 'flash-backward-queries',
       entry: 'flashBackwardQueries',
-      ...flashLaunch(shape, view, latent, flash),
+      ...adding(inputs, flashLaunch(shape, view, latent, flash)),
       grid: rowGrid(shape, view, flash.rows),
-      arguments: [...call(inputs, view), inputs.dO, statistics, dQ, dQRope],
+      arguments: [...given, ...results],
     });
     return;
   }
@@ -282,16 +308,9 @@ function queryGradients(
   context.run({
     file: 'attention-backward-queries',
     entry: 'attentionBackwardQueries',
-    ...compiled(shape, view, tile),
+    ...adding(inputs, compiled(shape, view, tile)),
     grid: rowGrid(shape, view, 16 * tile.warps, tile.parts),
-    arguments: [
-      ...call(inputs, view),
-      inputs.dO,
-      statistics,
-      dQ,
-      dQRope,
-      i32(tile.parts),
-    ],
+    arguments: [...given, ...results, i32(tile.parts)],
   });
 }
 
@@ -563,9 +582,18 @@ export function coversQueries(sequences: Sequences, o: Tensor): boolean {
 /** Of each row its LSE (0 where it is -inf) and dO . o, f32 `[Nq H, 2]`. */
 export function rowStatistics(
   context: KernelContext,
-  { o, lse, dO }: AttentionResults,
+  { o, lse, dO, delta }: AttentionResults,
 ): Tensor {
   const statistics = context.scratch(2 * lse.size, 'f32');
+  if (delta) {
+    context.run({
+      ...{ file: 'attention-parts', entry: 'packStatistics' },
+      defines: typed(o),
+      ...elementwise(lse.size),
+      arguments: [lse, delta, statistics, i64(lse.size)],
+    });
+    return statistics;
+  }
   const lanes = lanesOf(extent(o, 2));
   context.run({
     file: 'attention-parts',

@@ -9,7 +9,13 @@ import type {
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
-import { call, listLength, shapeOf } from './attention-tile';
+import {
+  call,
+  listLength,
+  plusDefine,
+  queryArguments,
+  shapeOf,
+} from './attention-tile';
 import {
   elementwise,
   extent,
@@ -152,7 +158,7 @@ function walkOf(
 function walkBlocks(
   context: KernelContext,
   inputs: WalkInputs,
-  { dQ, dQRope }: AttentionGradients,
+  outputs: AttentionGradients,
   sums: KeySums,
   view: SelectedView,
   tile: FlashTile,
@@ -165,6 +171,7 @@ function walkBlocks(
   const keyWidth = width + ropeWidth;
   const run = launcher(context, 'flash-backward-blocks', inputs, view, tile, {
     ITEM,
+    ...plusDefine(inputs),
   });
   const walk = walkOf(context, inputs, view, tile);
   const given = call(inputs, view);
@@ -230,8 +237,7 @@ function walkBlocks(
     arguments: [
       ...given,
       parts,
-      dQ,
-      dQRope,
+      ...queryArguments(inputs, outputs),
       ...[first, count, blocks].map(i32),
     ],
   });

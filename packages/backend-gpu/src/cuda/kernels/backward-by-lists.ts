@@ -6,7 +6,13 @@ import type {
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32 } from '../launch';
-import { call, listLength, shapeOf } from './attention-tile';
+import {
+  call,
+  listLength,
+  plusDefine,
+  queryArguments,
+  shapeOf,
+} from './attention-tile';
 import { extent, type KernelContext, scratchBytes } from './context';
 import {
   type FlashTile,
@@ -108,7 +114,7 @@ function leadersAtOnce(
 function walkLists(
   context: KernelContext,
   inputs: WalkInputs,
-  { dQ, dQRope }: AttentionGradients,
+  outputs: AttentionGradients,
   sums: KeySums,
   view: SelectedView,
   tile: FlashTile,
@@ -118,7 +124,9 @@ function walkLists(
   const { keys, tiles, units, columns } = partsOf(inputs, view, tile);
   const { blocks } = inverseOf(view);
   const { first, count } = leaders;
-  const run = launcher(context, 'flash-backward-lists', inputs, view, tile, {});
+  const run = launcher(context, 'flash-backward-lists', inputs, view, tile, {
+    ...plusDefine(inputs),
+  });
   const elements = sequences.count * units * count * tiles * keys * columns;
   const parts = context.scratch(elements, inputs.q.dtype);
   const places = listPlaces(context, view, leaders);
@@ -131,8 +139,7 @@ function walkLists(
       ...given,
       inputs.dO,
       inputs.statistics,
-      dQ,
-      dQRope,
+      ...queryArguments(inputs, outputs),
       parts,
       ...[first, count].map(i32),
     ],

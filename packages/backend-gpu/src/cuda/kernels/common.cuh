@@ -42,6 +42,15 @@ __device__ inline unsigned pair(float low, float high, f16) {
   return halvesOfFloats(low, high);
 }
 
+__device__ inline void unpack(float &low, float &high, unsigned two, bf16) {
+  low = __uint_as_float(two << 16);
+  high = __uint_as_float(two & 0xffff0000);
+}
+__device__ inline void unpack(float &low, float &high, unsigned two, f16) {
+  low = floatOfHalf(two & 0xffff);
+  high = floatOfHalf(two >> 16);
+}
+
 /** The thread's number in a grid of one axis. */
 __device__ inline i64 globalIndex() {
   return (i64)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,4 +1,10 @@
-import type { DType, KernelTable, ManyKernelTable, Tensor } from '@asa/core';
+import type {
+  Backend,
+  DType,
+  KernelTable,
+  ManyKernelTable,
+  Tensor,
+} from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { type Grid, i64, type Launch } from '../launch';
 import type { Product } from '../products';
@@ -12,6 +18,8 @@ export interface KernelContext {
   product(product: Product): void;
   /** Enqueues zeros for all of a tensor. */
   clear(tensor: Tensor): void;
+  /** Enqueues a copy, as every backend does. */
+  readonly copy: Backend['copy'];
   /** Memory between the launches of one operator; the kernel frees it. */
   scratch(elements: number, dtype: DType): Tensor;
 }

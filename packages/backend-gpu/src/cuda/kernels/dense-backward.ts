@@ -15,8 +15,11 @@ import {
   attendBackward,
   call,
   coversQueries,
+  plusDefine,
+  queryArguments,
   rowStatistics,
   shapeOf,
+  startQueries,
   sumHeads,
   type View,
 } from './attention-tile';
@@ -44,20 +47,23 @@ export function denseBackward(
 export function backwardInOneWalk(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
-  { dQ, dQRope, dK, dV, dKRope }: AttentionGradients,
+  outputs: AttentionGradients,
   view: View,
   cut: WalkCut,
 ): void {
   const { facts } = context;
   const { sequences } = view;
+  const { dQ, dK, dV, dKRope } = outputs;
   const shape = shapeOf(inputs);
   const { keyHeads } = shape;
   const plan = hopperPlan(shape, view, cut, facts);
   const units = keyHeads * sequences.count;
   // The rotary key is shared: each key head gives its part of the gradient.
   const shares = dKRope && context.scratch(dKRope.size * keyHeads, 'f32');
-  clearUnwritten(context, [dQ, dQRope], !coversAll(view, dQ));
-  clearUnwritten(context, [dK, dV, shares], view.keyRows !== extent(dK, 0));
+  if (!coversAll(view, dQ)) startQueries(context, inputs, outputs);
+  if (view.keyRows !== extent(dK, 0)) {
+    for (const tensor of [dK, dV, shares]) if (tensor) context.clear(tensor);
+  }
   const statistics = rowStatistics(context, inputs);
   const rowSums = context.scratch(plan.rowSums, 'f32');
   const keySums =
@@ -67,15 +73,18 @@ export function backwardInOneWalk(
   const counters = context.scratch(counts, 'i32');
   context.clear(counters);
   const launch = hopperLaunch(shape, view, isLatent(inputs), cut);
+  const BULK = cut.isBulk ? 1 : 0;
   context.run({
     file: 'hopper-backward',
     entry: 'hopperBackward',
     ...launch,
-    defines: { ...launch.defines, BULK: cut.isBulk ? 1 : 0 },
+    defines: { ...launch.defines, BULK, ...plusDefine(inputs) },
     grid: [Math.min(plan.items, facts.multiprocessors)],
     arguments: [
       ...call(inputs, view),
-      ...[inputs.dO, statistics, dQ, dQRope, dK, dV, shares],
+      ...[inputs.dO, statistics],
+      ...queryArguments(inputs, outputs),
+      ...[dK, dV, shares],
       ...[rowSums, keySums, counters],
       ...[plan.items, sequences.count, plan.keyTiles].map(i32),
       ...[plan.rowTiles, plan.range, plan.cycle].map(i32),
@@ -97,13 +106,4 @@ function coversAll(
     ({ keyCount }) => blockCount(keyCount, { length, stride }) > 0,
   );
   return (kind !== 'COMPRESSED' || hasKeys) && coversQueries(sequences, dQ);
-}
-
-function clearUnwritten(
-  context: KernelContext,
-  tensors: readonly (Tensor | undefined)[],
-  isPartial: boolean,
-): void {
-  if (!isPartial) return;
-  for (const tensor of tensors) if (tensor) context.clear(tensor);
 }

@@ -444,8 +444,8 @@ extern "C" __global__ void __launch_bounds__(SUMMERS)
 
 /** dQ = scale times the sum of a list's parts, 16 rows a block of threads. */
 extern "C" __global__ void __launch_bounds__(2 * HALF_PART)
-    sumBlockParts(Call u, const uint4 *parts, T *dQ, T *dQRope, int firstLeader,
-                  int leaders, int blocks) {
+    sumBlockParts(Call u, const uint4 *parts, QueryGradients d,
+                  int firstLeader, int leaders, int blocks) {
   Sequence s = u.sequences[blockIdx.z];
   int leader = firstLeader + blockIdx.x / LIST_PARTS;
   int sub = blockIdx.x % LIST_PARTS;
@@ -474,7 +474,6 @@ extern "C" __global__ void __launch_bounds__(2 * HALF_PART)
     int query = leader * SHARING + rho / UNIT;
     if (query >= s.queryCount) continue;
     i64 row = (i64)(s.queryStart + query) * u.heads + blockIdx.y * UNIT + rho % UNIT;
-    T *to = c < WIDTH ? dQ + row * WIDTH + c : dQRope + row * ROPE + c - WIDTH;
-    storePair(to, sums[e] * u.scale, sums[e + 1] * u.scale);
+    storeGradient(d, row, c, sums[e] * u.scale, sums[e + 1] * u.scale);
   }
 }

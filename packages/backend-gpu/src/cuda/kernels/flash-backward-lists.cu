@@ -15,8 +15,8 @@ constexpr int BLOCK_PARTS = BLOCK / 16;
  * `[B, H / UNIT, leaders, LIST_TILES, count BLOCK_PARTS, 2, HALF_PART]`.
  */
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashBackwardLists(Call u, const T *dO, const float2 *statistics, T *dQ,
-                       T *dQRope, uint4 *parts, int firstLeader, int leaders) {
+    flashBackwardLists(Call u, const T *dO, const float2 *statistics,
+                       QueryGradients d, uint4 *parts, int firstLeader, int leaders) {
   extern __shared__ int4 memory[];
   __shared__ RowTable<ROWS> rows;
   // LSE in units of a factor 2, and dO . o.
@@ -193,10 +193,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
       for (int n = 0; n < KEY / 16; n++) {
         int c = 16 * (n / 2 * 2 + half) + n % 2 * 8 + laneColumn();
-        T *to = c < WIDTH ? dQ + index * WIDTH + c
-                          : dQRope + index * ROPE + c - WIDTH;
-        storePair(to, sums[m][n][2 * side] * u.scale,
-                  sums[m][n][2 * side + 1] * u.scale);
+        storeGradient(d, index, c, sums[m][n][2 * side] * u.scale,
+                      sums[m][n][2 * side + 1] * u.scale);
       }
     }
   }

@@ -3,8 +3,8 @@
 #include "flash.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    flashBackwardQueries(Call u, const T *dO, const float2 *statistics, T *dQ,
-                         T *dQRope) {
+    flashBackwardQueries(Call u, const T *dO, const float2 *statistics,
+                         QueryGradients d) {
   extern __shared__ int4 memory[];
   __shared__ RowTable<ROWS> rows;
   // LSE in units of a factor 2, and dO . o.
@@ -117,14 +117,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
   cpAsyncWait<0>();
 
-  emitRows<KEY, WIDTH + ROPE>(sums, memory, [&](int row, int c, float x, float y) {
+  // By value: a reference to it would take registers.
+  auto emit = [&, d](int row, int c, float x, float y) {
     i64 index = rows.index[row];
-    if (index < 0) return;
-    unsigned two = pair(x * u.scale, y * u.scale, T());
-    if (c < WIDTH) {
-      *(unsigned *)(dQ + index * WIDTH + c) = two;
-    } else {
-      *(unsigned *)(dQRope + index * ROPE + c - WIDTH) = two;
-    }
-  });
+    if (index >= 0) storeGradient(d, index, c, x * u.scale, y * u.scale);
+  };
+  emitRows<KEY, WIDTH + ROPE>(sums, memory, emit);
 }

@@ -89,6 +89,24 @@ __device__ inline void storePair(f32 *at, float x, float y) {
   *(float2 *)at = make_float2(x, y);
 }
 
+/** Where columns c .. of a query's gradient are, of the rotary ones behind it. */
+__device__ inline T *gradientAt(const QueryGradients &d, i64 row, int c) {
+  return c < WIDTH ? d.q + row * WIDTH + c : d.qRope + row * ROPE + c - WIDTH;
+}
+/** Two columns of a query's gradient. */
+__device__ inline void storeGradient(const QueryGradients &d, i64 row, int c,
+                                     float x, float y) {
+#if PLUS
+  if (c < WIDTH) {
+    float low, high;
+    unpack(low, high, __ldg((const unsigned *)(d.plus + row * WIDTH + c)), T());
+    x += low;
+    y += high;
+  }
+#endif
+  storePair(gradientAt(d, row, c), x, y);
+}
+
 /** The largest of what four neighbouring lanes, which share a row, have. */
 __device__ inline float laneMost(float most) {
   most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));

@@ -49,10 +49,12 @@ extern "C" __global__ void gatedSum(Branches u, T *y, i64 rows) {
 struct Gradients {
   T *gates;
   T *o[3];
+  f32 *delta[3];
 };
 
 /**
- * dO = g dY
+ * dO = g dY,  delta = dO . o of dO as it is stored, and in the order in which
+ * `rowStatistics` adds: attention's gradients are the same with it, to the bit
  * dGates = g (1 - g) (dY . o); terms are the same unrounded, for dBias
  */
 extern "C" __global__ void gatedSumBackward(Branches u, const T *dY,
@@ -60,7 +62,7 @@ extern "C" __global__ void gatedSumBackward(Branches u, const T *dY,
   i64 row = globalIndex() / LANES;
   // Lanes without a row take part in the sums.
   bool isRow = row < rows;
-  float g[BRANCHES], dots[BRANCHES] = {};
+  float g[BRANCHES], dots[BRANCHES] = {}, deltas[BRANCHES] = {};
   if (isRow) loadGates(g, u, row);
   int width = isRow ? u.width : 0;
   choose(u.width % PIECE == 0, [&](auto piece) {
@@ -73,21 +75,27 @@ extern "C" __global__ void gatedSumBackward(Branches u, const T *dY,
       }
 #pragma unroll
       for (int branch = 0; branch < BRANCHES; branch++) {
+        float dO[PIECE];
 #pragma unroll
         for (int n = 0; n < PIECE; n++) {
           dots[branch] += dy[n] * x[branch][n];
-          x[branch][n] = g[branch] * dy[n];
+          dO[n] = g[branch] * dy[n];
         }
-        storePiece(d.o[branch] + row * u.width, c, u.width, x[branch], piece);
+        storePiece(d.o[branch] + row * u.width, c, u.width, dO, piece);
+        roundPiece(dO, T());
+#pragma unroll
+        for (int n = 0; n < PIECE; n++) deltas[branch] += dO[n] * x[branch][n];
       }
     }
   });
 #pragma unroll
   for (int branch = 0; branch < BRANCHES; branch++) {
     float dot = rowSum(dots[branch]);
+    float delta = rowSum(deltas[branch]);
     if (!isRow || threadIdx.x % LANES > 0) continue;
     float gradient = g[branch] * (1 - g[branch]) * dot;
     d.gates[row * BRANCHES + branch] = narrow<T>(gradient);
+    d.delta[branch][row] = delta;
     if (terms) terms[row * BRANCHES + branch] = gradient;
   }
 }

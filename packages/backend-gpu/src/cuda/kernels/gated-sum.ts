@@ -36,6 +36,7 @@ export const gatedSumKernels = (
 
   gatedSumBackward(inputs, outputs) {
     const { dGates, dBias, dCompressed, dSelected, dWindow } = outputs;
+    const { deltaCompressed, deltaSelected, deltaWindow } = outputs;
     const { gates, dY } = inputs;
     const rows = extent(dY, 0) * extent(dY, 1);
     const lanes = lanesOf(extent(dY, 2));
@@ -56,6 +57,9 @@ export const gatedSumKernels = (
         dCompressed,
         dSelected,
         dWindow,
+        deltaCompressed,
+        deltaSelected,
+        deltaWindow,
         terms,
         i64(rows),
       ],

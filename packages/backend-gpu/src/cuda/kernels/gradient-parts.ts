@@ -11,6 +11,7 @@ import {
   listLength,
   rowStatistics,
   shapeOf,
+  startQueries,
   sumHeads,
   type View,
 } from './attention-tile';
@@ -46,16 +47,14 @@ const MOST_LEADERS = 2 ** 15;
 export function walkLeaders(
   context: KernelContext,
   inputs: AttentionOperands & AttentionResults,
-  { dQ, dK, dV, dQRope, dKRope }: AttentionGradients,
+  outputs: AttentionGradients,
   { sequences, sharing }: SelectedView,
   step: number,
   walk: (inputs: WalkInputs, sums: KeySums, leaders: Leaders) => void,
 ): void {
   const { keyHeads } = shapeOf(inputs);
-  if (!coversQueries(sequences, dQ)) {
-    context.clear(dQ);
-    if (dQRope) context.clear(dQRope);
-  }
+  const { dQ, dK, dV, dKRope } = outputs;
+  if (!coversQueries(sequences, dQ)) startQueries(context, inputs, outputs);
   const statistics = rowStatistics(context, inputs);
   const sums = {
     k: zeros(context, dK.size, 'f32'),

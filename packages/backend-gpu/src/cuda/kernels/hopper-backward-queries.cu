@@ -49,8 +49,9 @@ __device__ inline void copyAll(const Call &u, const T *dO, T *tileQ, T *tileO,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperBackwardQueries(Call u, const T *dO, const float2 *statistics, T *dQ,
-                          T *dQRope, int count, int tiles, int sequences) {
+    hopperBackwardQueries(Call u, const T *dO, const float2 *statistics,
+                          QueryGradients d, int count, int tiles,
+                          int sequences) {
   extern __shared__ int4 memory[];
   __shared__ Barriers barriers;
   T *tileQ = tilesIn(memory);
@@ -177,12 +178,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       i64 index = tile.rows(u).numberOf(row + 8 * half);
-      emitRow(sums, half, u.scale, [&](int c, unsigned low, unsigned high) {
-        if (index < 0) return;
-        storeFour(c < WIDTH ? dQ + index * WIDTH + c
-                            : dQRope + index * ROPE + c - WIDTH,
-                  low, high);
-      });
+      if (PLUS) addPlus(sums, half, u.scale, d, index, 0);
+      emitGradient(sums, half, u.scale, d, index, 0);
     }
   }
 }

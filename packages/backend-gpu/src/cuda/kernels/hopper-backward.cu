@@ -401,8 +401,8 @@ __device__ inline void addTo(float4 *at, const float (&x)[COLUMNS][4],
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    hopperBackward(Call u, const T *dO, const float2 *statistics, T *dQ,
-                   T *dQRope, T *dK, T *dV, f32 *dKRope, Plan plan) {
+    hopperBackward(Call u, const T *dO, const float2 *statistics,
+                   QueryGradients d, T *dK, T *dV, f32 *dKRope, Plan plan) {
   extern __shared__ int4 memory[];
   __shared__ Shared shared;
   Barriers &barriers = shared.barriers;
@@ -608,13 +608,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int half = 0; half < 2; half++) {
         QueryRows rows = item.rows(u, shared.rows[place]);
         i64 index = rows.numberOf(16 * warp + laneRow() + 8 * half);
-        emitRow(x, half, u.scale, [&](int c, unsigned low, unsigned high) {
-          c += CHUNK * group;
-          if (index < 0 || c >= WIDTH + ROPE) return;
-          storeFour(c < WIDTH ? dQ + index * WIDTH + c
-                              : dQRope + index * ROPE + c - WIDTH,
-                    low, high);
-        });
+        if (PLUS) addPlus(x, half, u.scale, d, index, CHUNK * group);
+        emitGradient(x, half, u.scale, d, index, CHUNK * group);
       }
     };
 

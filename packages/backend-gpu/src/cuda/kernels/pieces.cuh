@@ -10,15 +10,6 @@
 #define LANES 32
 #endif
 
-__device__ inline void unpack(float &low, float &high, unsigned two, bf16) {
-  low = __uint_as_float(two << 16);
-  high = __uint_as_float(two & 0xffff0000);
-}
-__device__ inline void unpack(float &low, float &high, unsigned two, f16) {
-  low = floatOfHalf(two & 0xffff);
-  high = floatOfHalf(two >> 16);
-}
-
 /** A whole piece, on a multiple of 16 bytes. */
 template <typename H>
 __device__ inline void loadWhole(float (&x)[PIECE], const H *from) {
@@ -55,6 +46,16 @@ __device__ inline void storeWhole<f32>(f32 *to, const float (&x)[PIECE]) {
     *(float4 *)(to + n) = make_float4(x[n], x[n + 1], x[n + 2], x[n + 3]);
   }
 }
+
+/** A piece as it is once it has been stored. */
+template <typename H>
+__device__ inline void roundPiece(float (&x)[PIECE], H) {
+#pragma unroll
+  for (int n = 0; n < PIECE; n += 2) {
+    unpack(x[n], x[n + 1], pair(x[n], x[n + 1], H()), H());
+  }
+}
+__device__ inline void roundPiece(float (&)[PIECE], f32) {}
 
 __device__ inline void clear(float (&x)[PIECE]) {
 #pragma unroll

@@ -1,6 +1,7 @@
 import type { Tensor } from '@asa/core';
 import { type Program, program, quotient } from '../program';
 import type { KernelContext, Kernels } from './context';
+import { deltas } from './softmax-attention';
 import { sigmoid } from './swiglu';
 
 const branchNames = ['compressed', 'selected', 'window'] as const;
@@ -133,6 +134,15 @@ export const gatedSumKernels = (
     });
     const columns = heads * branches;
     context.run(called.gates, values, dGates, [columns, rows]);
+    const products = [
+      [dCompressed, inputs.compressed, outputs.deltaCompressed],
+      [dSelected, inputs.selected, outputs.deltaSelected],
+      [dWindow, inputs.window, outputs.deltaWindow],
+    ] as const;
+    for (const [dO, o, delta] of products) {
+      if (!dO || !o || !delta) continue;
+      context.run(deltas, { o, dO, width }, delta, [rows * heads]);
+    }
     if (!dBias) return;
     context.run(biasGradient, { dGates, rows, columns }, dBias, [columns]);
   },

@@ -6,6 +6,7 @@ import type {
 } from '@asa/core';
 import { Memory, type Place } from '../memory';
 import { program, quotient } from '../program';
+import { add } from './add';
 import { extent, type KernelContext } from './context';
 
 /**
@@ -178,7 +179,7 @@ const outputOf = ({ name, arrays, integers, key }: Slots) =>
   );
 
 /** delta = dO . o */
-const deltas = program(
+export const deltas = program(
   'attentionDeltas',
   { arrays: ['o', 'dO'], integers: ['width'] },
   `let sum = 0;
@@ -398,7 +399,8 @@ function put(
  * p[j]  = exp(s[j] - lse)
  * dV_j += p[j] dO
  * dS[j] = p[j] (dO . v_j - dO . o) scale
- * dQ    = sum over j of dS[j] k_j,    dK_j  += dS[j] q
+ * dQ    = sum over j of dS[j] k_j, and plus where there is one
+ * dK_j += dS[j] q
  * dQR   = sum over j of dS[j] kR_j,   dKR_j += dS[j] qR
  */
 export function attendBackward(
@@ -407,12 +409,15 @@ export function attendBackward(
   outputs: AttentionGradients,
   visibility: Backwards,
 ): void {
-  const { q, k, v, qRope, kRope, o, lse, dO } = inputs;
+  const { q, k, v, qRope, kRope, o, lse, dO, plus } = inputs;
   const { kind, values, slots, scale } = visibility;
   const [rows = 0, heads = 0, valueWidth = 0] = o.shape;
   const programs = kinds[kind];
-  const delta = context.scratch(rows * heads);
-  context.run(deltas, { o, dO, width: valueWidth }, delta, [delta.elements]);
+  const own = inputs.delta ? undefined : context.scratch(rows * heads);
+  if (own) {
+    context.run(deltas, { o, dO, width: valueWidth }, own, [own.elements]);
+  }
+  const delta = own ?? inputs.delta;
   const keys = context.table(visibility.keys);
   forEachPiece(rows, heads * slots, (from, count) => {
     const table = context.table(tableOf(visibility.rows, from, count, from));
@@ -456,7 +461,9 @@ export function attendBackward(
     toKeys(p, dO, outputs.dV);
     for (const memory of [table, p, dS]) context.release(memory);
   });
-  context.release(delta);
+  const { dQ } = outputs;
+  if (plus) context.run(add, { a: dQ, b: plus }, dQ, [dQ.size]);
+  if (own) context.release(own);
   context.release(keys);
 }
 

@@ -12,6 +12,11 @@ export interface Operands {
   readonly kRope?: tf.Tensor | undefined;
 }
 
+type GradientOperands = Operands & {
+  readonly dO: tf.Tensor;
+  readonly plus?: tf.Tensor | undefined;
+};
+
 /** The keys of one sequence, and which of them a query sees. */
 export interface Keys {
   readonly start: number;
@@ -54,7 +59,7 @@ export function denseAttention(
 }
 
 export function denseAttentionBackward(
-  { dO, ...operands }: Operands & { readonly dO: tf.Tensor },
+  { dO, plus, ...operands }: GradientOperands,
   list: readonly Sequence[],
   scale: number,
   keysOf: (sequence: Sequence) => Keys,
@@ -74,8 +79,9 @@ export function denseAttentionBackward(
     values.add(keyStart, d.v && byKey(d.v, extents(v)[1]));
     keysRope.add(keyStart, d.kRope && byKey(d.kRope, 1));
   });
+  const dQ = queries.total();
   return {
-    dQ: queries.total(),
+    dQ: dQ && plus ? tf.add(dQ, plus) : dQ,
     dK: keys.total(),
     dV: values.total(),
     dQRope: queriesRope.total(),

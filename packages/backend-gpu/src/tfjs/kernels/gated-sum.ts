@@ -19,18 +19,25 @@ export const gatedSumBodies: Bodies<'gatedSum' | 'gatedSumBackward'> = {
     return { y: terms.reduce((a, b) => tf.add(a, b)) };
   },
 
-  /** do = w dy,  dgates = w (1 - w) (dy . o) */
+  /** do = w dy,  dgates = w (1 - w) (dy . o),  delta = do . o */
   gatedSumBackward({ dY, ...inputs }) {
     const weights = weightsOf(inputs);
     const [dCompressed, dSelected, dWindow] = weights.map((w) => tf.mul(w, dY));
-    const slopes = branchesOf(inputs).map((o, i) => {
-      const w = weights[i] as tf.Tensor;
-      const along = tf.sum(tf.mul(dY, o), -1, true);
-      return tf.mul(along, tf.mul(w, tf.sub(1, w)));
-    });
+    const deltas = branchesOf(inputs).map((o, i) =>
+      tf.mul(weights[i] as tf.Tensor, tf.sum(tf.mul(dY, o), -1, true)),
+    );
+    const slopes = deltas.map((delta, i) =>
+      tf.mul(delta, tf.sub(1, weights[i] as tf.Tensor)),
+    );
+    const [deltaCompressed, deltaSelected, deltaWindow] = deltas.map((delta) =>
+      tf.squeeze(delta, [-1]),
+    );
     const dGates = tf.concat(slopes, -1);
     const dBias = inputs.bias && sumRows(dGates);
-    return { dGates, dBias, dCompressed, dSelected, dWindow };
+    return {
+      ...{ dGates, dBias, dCompressed, dSelected, dWindow },
+      ...{ deltaCompressed, deltaSelected, deltaWindow },
+    };
   },
 };
 

@@ -12,6 +12,7 @@ import type {
   Tensor,
 } from '@asa/core';
 import { f32, flat, input, type Launch, output, u32 } from '../launch';
+import { addInto } from './add';
 import {
   backwardKVSource,
   backwardQSource,
@@ -32,7 +33,8 @@ import {
 } from './attention-unit-backward';
 import { unitForwardSource } from './attention-unit-forward';
 import { covers, type KeyView, type View } from './attention-view';
-import { extent, type KernelContext, sequenceOf } from './context';
+import { elementwise, extent, type KernelContext, sequenceOf } from './context';
+import { rowProducts } from './row-products';
 
 const THREADS = 256;
 
@@ -121,9 +123,10 @@ export function attendBackward(
   view: View,
   keyView: KeyView,
 ): void {
-  const { q, k, v, qRope, kRope, o, lse, dO } = inputs;
+  const { q, k, v, qRope, kRope, dO, plus } = inputs;
+  const { dQ, dQRope } = outputs;
   const shape = shapeOf(inputs);
-  const statistics = rowStatistics(context, o, lse, dO);
+  const statistics = rowStatistics(context, inputs);
   const bindings = {
     ...operandBindings(shape, { q, k, v, qRope, kRope }, view.sequences),
     dO: vectors(shape).input(dO),
@@ -133,7 +136,13 @@ export function attendBackward(
     Q: unitTileOf(context, inputs, shape, 'backwardQ', view.forward.rows),
     KV: unitTileOf(context, inputs, shape, 'backwardKV', keyView.keys),
   };
-  backwardQ(context, shape, outputs, view, bindings, tiles.Q);
+  const own = plus ? context.scratch(dQ.size, dQ.dtype) : dQ;
+  const queries = { dQ: own.reshape(dQ.shape), dQRope };
+  backwardQ(context, shape, queries, view, bindings, tiles.Q);
+  if (plus) {
+    addInto(context, own, plus, dQ);
+    own.free();
+  }
   backwardKV(context, shape, outputs, view, keyView, bindings, tiles.KV);
   statistics.free();
 }
@@ -141,7 +150,7 @@ export function attendBackward(
 function backwardQ(
   context: KernelContext,
   shape: AttentionShape,
-  { dQ, dQRope }: AttentionGradients,
+  { dQ, dQRope }: Pick<AttentionGradients, 'dQ' | 'dQRope'>,
   view: View,
   bindings: Launch['bindings'],
   unitTile: UnitTile | undefined,
@@ -368,46 +377,28 @@ if (i < u.count) { lse[i] = 0xff800000u; }`,
 /** Of each row its LSE (0 where it is -inf) and dO . o, f32 `[Nq H, 2]`. */
 function rowStatistics(
   context: KernelContext,
-  o: Tensor,
-  lse: Tensor,
-  dO: Tensor,
+  { o, lse, dO, delta: known }: AttentionResults,
 ): Tensor {
+  const delta = known ?? context.scratch(lse.size, 'f32');
+  if (!known) rowProducts(context, dO, o, delta);
   const statistics = context.scratch(2 * lse.size, 'f32');
-  // Sixteen threads a row: neighbours read neighbouring channels.
-  const rows = THREADS / 16;
   context.run({
     kernel: 'rowStatistics',
-    constants: { DV: extent(o, 2) },
+    constants: {},
     bindings: {
-      o: input(o),
       lse: input(lse, 'u32'),
-      dO: input(dO),
+      delta: input(delta),
       statistics: output(statistics),
     },
     uniforms: { count: u32(lse.size) },
-    grid: flat(Math.ceil(lse.size / rows)),
-    source: () => ({
-      threads: THREADS,
-      declarations: `var<workgroup> partial: array<f32, ${17 * rows}>;`,
-      body: `let row0 = (group.x + group.y * groups.x) * ${rows}u;
-let row = row0 + tid / 16u;
-var sum = 0.0;
-if (row < u.count) {
-  for (var c = tid % 16u; c < DV; c += 16u) {
-    sum += f32(dO[row * DV + c]) * f32(o[row * DV + c]);
-  }
-}
-partial[tid / 16u * 17u + tid % 16u] = sum;
-workgroupBarrier();
-if (tid >= ${rows}u || row0 + tid >= u.count) { return; }
-var delta = 0.0;
-for (var x = 0u; x < 16u; x++) { delta += partial[tid * 17u + x]; }
-let bits = lse[row0 + tid];
-let at = 2u * (row0 + tid);
-statistics[at] = bitcast<f32>(select(bits, 0u, bits == 0xff800000u));
-statistics[at + 1u] = delta;`,
-    }),
+    ...elementwise(
+      lse.size,
+      () => `let bits = lse[i];
+statistics[2u * i] = bitcast<f32>(select(bits, 0u, bits == 0xff800000u));
+statistics[2u * i + 1u] = delta[i];`,
+    ),
   });
+  if (!known) delta.free();
   return statistics;
 }
 

@@ -10,6 +10,7 @@ import {
   sigmoid,
   unroll,
 } from './context';
+import { rowProducts } from './row-products';
 
 const THREADS = 64;
 
@@ -49,7 +50,7 @@ y[i] = t_y(sum);`,
 
   /**
    * dO = g dY
-   * dGates = g (1 - g) (dY . o),  dBias = sum over n of dGates
+   * dGates = g (1 - g) (dY . o),  dBias = sum over n of dGates,  delta = dO . o
    */
   gatedSumBackward(inputs, outputs) {
     const { gates, bias, compressed, selected, window, dY } = inputs;
@@ -103,6 +104,16 @@ ${unroll(
 )}`,
       }),
     });
+    // Its own pass over a branch: one more binding for each is more than many
+    // devices have.
+    const products = [
+      [dCompressed, compressed, outputs.deltaCompressed],
+      [dSelected, selected, outputs.deltaSelected],
+      [dWindow, window, outputs.deltaWindow],
+    ] as const;
+    for (const [gradient, o, delta] of products) {
+      if (gradient && o && delta) rowProducts(context, gradient, o, delta);
+    }
     if (terms && dBias) {
       columnSum(context, terms, rows, heads * branches, dBias);
       terms.free();

@@ -88,9 +88,10 @@ const sameNames = (names: readonly string[]) =>
 function backwardOf(
   forward: OperatorCase,
   operator: OperatorName,
+  { isSum, isKnown }: { isSum: boolean; isKnown: boolean },
 ): OperatorCase {
   const { q, v, k } = forward.inputs;
-  const [rows = 0, heads = 0] = q?.shape ?? [];
+  const [rows = 0, heads = 0, width = 0] = q?.shape ?? [];
   const valueWidth = (v ?? k)?.shape[2] ?? 0;
   const derived: Derived = {
     operator: forward.operator,
@@ -102,9 +103,20 @@ function backwardOf(
     ...forward,
     operator,
     derived,
-    inputs: { ...forward.inputs, dO: data(rows, heads, valueWidth) },
+    inputs: {
+      ...forward.inputs,
+      dO: data(rows, heads, valueWidth),
+      ...(isSum && { plus: data(rows, heads, width) }),
+    },
+    ...(isKnown && { products: { delta: ['o', 'dO'] as const } }),
   };
 }
+
+const given = fc.record({ isSum: fc.boolean(), isKnown: fc.boolean() });
+const backwardForms = (forwards: Cases, operator: OperatorName): Cases =>
+  fc
+    .tuple(forwards, given)
+    .map(([forward, given]) => backwardOf(forward, operator, given));
 
 const windows = fc.option(
   fc.constantFrom(1, 2, 3, 4, 7, 8, 9, 16, 17, 64, 5000),
@@ -137,8 +149,9 @@ function attentionForms(self: boolean, isLong = true): Cases {
 
 export const attentionCases = attentionForms(false);
 export const attentionSelfCases = attentionForms(true, false);
-export const attentionBackwardCases = attentionForms(true).map((forward) =>
-  backwardOf(forward, 'attentionBackward'),
+export const attentionBackwardCases = backwardForms(
+  attentionForms(true),
+  'attentionBackward',
 );
 
 function compressedForms(self: boolean, isLong = true): Cases {
@@ -163,8 +176,9 @@ function compressedForms(self: boolean, isLong = true): Cases {
 
 export const compressedAttentionCases = compressedForms(false);
 export const compressedAttentionSelfCases = compressedForms(true, false);
-export const compressedAttentionBackwardCases = compressedForms(true).map(
-  (forward) => backwardOf(forward, 'compressedAttentionBackward'),
+export const compressedAttentionBackwardCases = backwardForms(
+  compressedForms(true),
+  'compressedAttentionBackward',
 );
 
 function selectedForms(self: boolean, isLong = true): Cases {
@@ -202,8 +216,9 @@ function selectedForms(self: boolean, isLong = true): Cases {
 
 export const selectedAttentionCases = selectedForms(false);
 export const selectedAttentionSelfCases = selectedForms(true, false);
-export const selectedAttentionBackwardCases = selectedForms(true).map(
-  (forward) => backwardOf(forward, 'selectedAttentionBackward'),
+export const selectedAttentionBackwardCases = backwardForms(
+  selectedForms(true),
+  'selectedAttentionBackward',
 );
 
 /**

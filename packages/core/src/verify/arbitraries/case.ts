@@ -31,6 +31,8 @@ export interface OperatorCase {
   /** Inputs that are the same tensor as another. */
   readonly alias?: Readonly<Record<string, string>>;
   readonly derived?: Derived;
+  /** Statistics that are two inputs' products over the last axis, by name. */
+  readonly products?: Readonly<Record<string, readonly [string, string]>>;
   readonly seed: number;
   /** Equal scores are equal to the bit on every backend. */
   readonly exactTies?: boolean;
@@ -45,7 +47,7 @@ export type RunReference = (
 
 /** The inputs' values, rounded to `dtype`; aliases are the same object. */
 export async function valuesOfCase(
-  { inputs, alias = {}, derived, seed }: OperatorCase,
+  { inputs, alias = {}, derived, products = {}, seed }: OperatorCase,
   dtype: FloatType,
   reference: RunReference,
 ): Promise<Record<string, Values>> {
@@ -84,7 +86,22 @@ export async function valuesOfCase(
       );
     }
   }
+  for (const [name, [a, b]] of Object.entries(products)) {
+    const [x, y] = [values[a], values[b]];
+    if (x && y) values[name] = rowProducts(x, y, dtype);
+  }
   return values;
+}
+
+function rowProducts(x: Values, y: Values, dtype: FloatType): Values {
+  const shape = x.shape.slice(0, -1);
+  const sums = new Float64Array(sizeOf(shape));
+  const width = x.data.length / Math.max(1, sums.length);
+  x.data.forEach((value, i) => {
+    const row = Math.floor(i / width);
+    sums[row] = (sums[row] ?? 0) + value * (y.data[i] ?? 0);
+  });
+  return valuesOf(shape, sums, dtype, 'statistic');
 }
 
 /** Standard normal values: well scaled, and never zero. */
