@@ -11,7 +11,9 @@
  *     --full 16384      longest context of full attention
  *     --seconds 0.1     measuring time an operator
  *
- * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512.
+ * nsa: 64 heads, 4 groups, width 128, blocks 32/16/64, 16 selected, window 512;
+ * its operators one by one, then all that lies between the projections in one go
+ * ("whole"), with pooling, gates and the sums of gradients.
  * asa: the global layer in latent form, 64 heads, 4 groups, latent 128, rotary
  * 64, blocks of 16, 64 selected, lists of every query and of every 4th; then a
  * local layer of the same widths, every head with its keys, window 512.

@@ -160,13 +160,16 @@ export class Sequences {
     );
   }
   leaderRows(sharing: number): number {
+    const counts = this.leaderCounts(sharing);
     return Math.max(
       0,
-      ...this.list.map(
-        (s) =>
-          s.leaderStart +
-          leaderCount(s.keyCount - s.queryCount, s.queryCount, sharing),
-      ),
+      ...this.list.map((s, i) => s.leaderStart + (counts[i] ?? 0)),
+    );
+  }
+  /** Leaders whose lists each sequence's queries need. */
+  leaderCounts(sharing: number): number[] {
+    return this.list.map((s) =>
+      leaderCount(s.keyCount - s.queryCount, s.queryCount, sharing),
     );
   }
 

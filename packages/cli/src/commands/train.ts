@@ -97,7 +97,7 @@ export const command = new Command('train')
   .option('--batch <n>', 'rows of one forward pass', positive, 4)
   .option(
     '--accumulate <n>',
-    'forward passes of one step; one for each device when left out',
+    'forward passes of one step; one for each device when left out: give it to go on with another number of devices',
     positive,
   )
   .option('--learning-rate <x>', 'its peak', share, 1e-3)

@@ -41,7 +41,8 @@ export const gatedSum: Operator<GatedSumOperands, { y: Tensor }, None> = {
 
 /**
  * The gradients, and of each branch's its product with the branch, `[N, H]`, which
- * the backward pass of an attention wants: of the gradient as it is stored.
+ * the backward pass of an attention wants: of the gradient, rounded as it is stored
+ * or not.
  */
 export const gatedSumBackward: Operator<
   GatedSumOperands & { readonly dY: Tensor },

@@ -71,9 +71,9 @@ const smoothing = 0.98;
 
 /**
  * Trains one model in place. The same configuration, data, parameters and
- * backends give the same bits, whether or not the run was interrupted. How many
- * backends there are only changes in which order gradients are added, and not
- * even that where no backend has more than one pass of a step.
+ * backends give the same bits, whether or not the run was interrupted. With the
+ * same `microRows`, how many backends there are only changes in which order
+ * gradients are added, and not even that where none has more than one pass.
  */
 export class Trainer {
   readonly config: TrainConfig;

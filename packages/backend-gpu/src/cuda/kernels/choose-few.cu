@@ -65,9 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int offset = 1 - LENGTH_STRIDES; offset < BLOCK_STRIDES; offset++) {
       int b = blockOf(n) * BLOCK_STRIDES + offset;
-      // Pairs (m, k) with this difference.
-      int pairs = min(BLOCK_STRIDES - 1, offset + LENGTH_STRIDES - 1) -
-                  max(0, offset) + 1;
+      int pairs = pairsAt(offset, BLOCK_STRIDES, LENGTH_STRIDES);
       sum += pairs * (b >= 0 && b < blocks ? p[b] : 0);
     }
     return __float_as_uint(sum);

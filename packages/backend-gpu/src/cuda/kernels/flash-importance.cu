@@ -142,8 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       float sum = 0;
 #pragma unroll
       for (int offset = 1 - K; offset < M; offset++) {
-        int pairs = min(M - 1, offset + K - 1) - max(0, offset) + 1;
-        sum += pairs * window[offset];
+        sum += pairsAt(offset, M, K) * window[offset];
       }
       i64 row = ranks.rowOf(s, number + own) * ranks.groups + group;
       importance[row * ranks.places + j] = sum;

@@ -260,8 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         float sum = 0;
 #pragma unroll
         for (int offset = 1 - K; offset < M; offset++) {
-          int pairs = min(M - 1, offset + K - 1) - max(0, offset) + 1;
-          sum += pairs * window[at * M + offset];
+          sum += pairsAt(offset, M, K) * window[at * M + offset];
         }
         i64 row = ranks.rowOf(tile.s, tile.number + warp * PACKED + n,
                               tile.sequence) * ranks.groups + tile.group;

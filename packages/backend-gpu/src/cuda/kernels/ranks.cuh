@@ -18,6 +18,14 @@ struct Ranks {
   }
 };
 
+/**
+ * How often p[(l' / d) j + offset] is in P[j], the sum over m < l' / d, k < l / d of
+ * p[(l' / d) j + m - k].
+ */
+__device__ inline int pairsAt(int offset, int m, int k) {
+  return min(m - 1, offset + k - 1) - max(0, offset) + 1;
+}
+
 /** Of 2 HALF sums two lanes, REACH apart, keep HALF each, with both lanes' terms. */
 template <int HALF, int REACH = 2 * HALF>
 __device__ inline void halve(float (&x)[16]) {

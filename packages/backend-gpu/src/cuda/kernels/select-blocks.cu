@@ -176,9 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int offset = 1 - k; offset < m; offset++) {
     int b = j * m + offset;
     if (b < 0 || b >= blocks) continue;
-    // Pairs (m, k) with this difference.
-    int pairs = min(m - 1, offset + k - 1) - max(0, offset) + 1;
-    sum += pairs * leader.p[b];
+    sum += pairsAt(offset, m, k) * leader.p[b];
   }
   i64 row = ranks.rowOf(s, leader.number) * ranks.groups + blockIdx.y;
   importance[row * ranks.places + j] = sum;

@@ -1,9 +1,8 @@
-import {
-  leaderCount,
-  type RankingAttributes,
-  type RankingOperands,
-  type SelectBlocksAttributes,
-  type Tensor,
+import type {
+  RankingAttributes,
+  RankingOperands,
+  SelectBlocksAttributes,
+  Tensor,
 } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { type Argument, i32 } from '../launch';
@@ -80,12 +79,7 @@ export const selectBlocksKernels = (
 
 /** Leaders of the sequence that has most. */
 function mostLeaders({ sequences, sharing }: RankingAttributes): number {
-  return Math.max(
-    0,
-    ...sequences.list.map(({ keyCount, queryCount }) =>
-      leaderCount(keyCount - queryCount, queryCount, sharing),
-    ),
-  );
+  return Math.max(0, ...sequences.leaderCounts(sharing));
 }
 
 /** What lists are written to, and those of leaders before the queries. */
@@ -96,10 +90,8 @@ interface Lists {
 
 /** Rows of lists that belong to no sequence. */
 function hasOtherRows({ sequences, sharing }: RankingAttributes): boolean {
-  const leaders = sequences.list.map(({ keyCount, queryCount }) =>
-    leaderCount(keyCount - queryCount, queryCount, sharing),
-  );
-  return total(leaders) < sequences.leaderRows(sharing);
+  const leaders = total(sequences.leaderCounts(sharing));
+  return leaders < sequences.leaderRows(sharing);
 }
 
 /** Whether each list has a block of threads, and all have their ranks at once. */

@@ -1,7 +1,6 @@
-import {
-  leaderCount,
-  type SelectedAttentionAttributes,
-  type SelectedAttentionOperands,
+import type {
+  SelectedAttentionAttributes,
+  SelectedAttentionOperands,
 } from '@asa/core';
 import { attend } from './attention-forward';
 import { greatestCommonDivisor, shapeOf, total } from './attention-tile';
@@ -46,12 +45,7 @@ function viewOf(
   );
   const { maxQueries, keyRoom } = sequences;
   const rows = sharing * unitHeads;
-  const leaders = Math.max(
-    0,
-    ...sequences.list.map(({ keyCount, queryCount }) =>
-      leaderCount(keyCount - queryCount, queryCount, sharing),
-    ),
-  );
+  const leaders = Math.max(0, ...sequences.leaderCounts(sharing));
   const blocks = Math.ceil(sequences.maxKeys / blockSize);
   return {
     kind: 'SELECTED',

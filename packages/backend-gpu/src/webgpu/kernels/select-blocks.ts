@@ -1,6 +1,5 @@
 import {
   blockCount,
-  leaderCount,
   type RankingAttributes,
   type RankingOperands,
   type Tensor,
@@ -112,12 +111,7 @@ function rank(
 ): void {
   const { sequences, groups, sharing } = attributes;
   const table = input(sequences.on(inputs.q.backend));
-  const leaders = Math.max(
-    0,
-    ...sequences.list.map(({ keyCount, queryCount }) =>
-      leaderCount(keyCount - queryCount, queryCount, sharing),
-    ),
-  );
+  const leaders = Math.max(0, ...sequences.leaderCounts(sharing));
   const most = Math.max(1, blockCount(sequences.keyRoom, attributes));
   // Powers of two: a growing context compiles few kernels.
   const room = Math.max(COLUMNS, 2 ** Math.ceil(Math.log2(most)));

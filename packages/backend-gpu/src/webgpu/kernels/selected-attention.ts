@@ -1,7 +1,6 @@
-import {
-  leaderCount,
-  type SelectedAttentionAttributes,
-  type SelectedAttentionOperands,
+import type {
+  SelectedAttentionAttributes,
+  SelectedAttentionOperands,
 } from '@asa/core';
 import { input } from '../launch';
 import { attend, attendBackward, shapeOf } from './attention-tile';
@@ -49,12 +48,7 @@ function viewOf(
   const groups = extent(indices, 1);
   const unitHeads = greatestCommonDivisor(heads / groups, heads / keyHeads);
   const rows = sharing * unitHeads;
-  const leaders = Math.max(
-    0,
-    ...sequences.list.map(({ keyCount, queryCount }) =>
-      leaderCount(keyCount - queryCount, queryCount, sharing),
-    ),
-  );
+  const leaders = Math.max(0, ...sequences.leaderCounts(sharing));
   return {
     name: 'selectedAttention',
     sequences,
