@@ -118,11 +118,8 @@ export async function openBackend(
 ): Promise<Backend> {
   if (name !== 'auto') {
     const entry = entries.find((candidate) => candidate.name === name);
-    const opened = entry
-      ? await tryOpen(() => entry.open())
-      : 'no such backend';
-    if (typeof opened === 'string') throw new UnavailableError(name, opened);
-    return opened;
+    if (!entry) throw new UnavailableError(name, 'no such backend');
+    return openOrThrow(name, () => entry.open());
   }
   const passed: string[] = [];
   for (const entry of entries) {
@@ -189,11 +186,16 @@ export function deviceOpener(
       `--device: the devices of backend ${name} have no numbers; those of ${names} have, give --backend`,
     );
   }
-  return async (device) => {
-    const opened = await tryOpen(() => open(device));
-    if (typeof opened === 'string') throw new UnavailableError(name, opened);
-    return opened;
-  };
+  return (device) => openOrThrow(name, () => open(device));
+}
+
+async function openOrThrow(
+  name: string,
+  open: () => Promise<Backend>,
+): Promise<Backend> {
+  const opened = await tryOpen(open);
+  if (typeof opened === 'string') throw new UnavailableError(name, opened);
+  return opened;
 }
 
 const took = ({ name, description }: Backend) =>

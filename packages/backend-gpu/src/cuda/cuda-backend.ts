@@ -202,10 +202,7 @@ export class CudaBackend implements Backend, KernelContext {
     if (!(from instanceof CudaBackend && from.driver.knows(this.driver))) {
       return false;
     }
-    for (const backend of [from, this]) {
-      backend.check();
-      backend.checkNotRecording('receive');
-    }
+    this.checkReceives(from);
     this.reach(from);
     this.waitFor(from);
     try {
@@ -354,12 +351,18 @@ export class CudaBackend implements Backend, KernelContext {
   private copyFrom(from: CudaBackend, source: Storage, target: Storage): void {
     const [theirs, own] = [memoryOf(source), memoryOf(target)];
     checkCopy(theirs, 0, own, 0, Math.max(theirs.elements, own.elements));
-    this.check();
-    for (const backend of [from, this]) backend.checkNotRecording('receive');
+    this.checkReceives(from);
     const { bytes, pointer } = own;
     if (bytes === 0) return;
     const { driver, stream } = this;
     driver.copyFromPeer(pointer, theirs.pointer, from.driver, bytes, stream);
+  }
+
+  private checkReceives(from: CudaBackend): void {
+    for (const backend of [from, this]) {
+      backend.check();
+      backend.checkNotRecording('receive');
+    }
   }
 
   /** Copies need not pass through the host, where the two devices allow it. */

@@ -385,8 +385,8 @@ function firstTokens(documents: Documents, count: number): Documents {
 }
 
 function trainConfig(options: Options, model: ModelConfig): TrainConfigInput {
-  const { batch, device = [0], steps, tokens, warmup, clip } = options;
-  const { accumulate = device.length } = options;
+  const { batch, device, steps, tokens, warmup, clip } = options;
+  const { accumulate = device?.length ?? 1 } = options;
   const context = options.context ?? model.context;
   const rows = batch * accumulate;
   const byTokens = tokens && Math.ceil(tokens / (rows * context));

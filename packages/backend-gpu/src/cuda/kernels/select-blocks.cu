@@ -45,20 +45,13 @@ struct Leader {
   }
 };
 
-/** Rows one behind the other: element (i, c) is base[i pitch + c]. */
-struct Rows {
-  const T *base;
-  int pitch, width;
-};
-
 /**
- * tile[i, c] = row i of `left`, then of `right`; zeros behind them up to
- * `columns`, and in rows from `valid` on. ALIGNED: every row's width and start is
- * a multiple of 16 bytes; then all are on their way at once.
+ * `loadTile` of rows that follow one another, `valid` of them. ALIGNED: every row's
+ * width and start is a multiple of 16 bytes; then all are on their way at once.
  */
 template <bool ALIGNED>
 __device__ inline void copyRows(T *tile, int pitch, int count, int columns,
-                                int valid, Rows left, Rows right) {
+                                int valid, Columns left, Columns right) {
   const int step = ALIGNED ? PAD : 1;
   int perRow = columns / step;
   // Divided once: each piece is as far from the thread's last one.
@@ -70,8 +63,10 @@ __device__ inline void copyRows(T *tile, int pitch, int count, int columns,
   while (i < count) {
     bool isLeft = c < left.width;
     bool isThere = i < valid && c < left.width + right.width;
-    const T *from = isLeft ? left.base + (i * left.pitch + c)
-                           : right.base + (i * right.pitch + c - left.width);
+    // Within a tile 32 bits are enough.
+    const T *from =
+        isLeft ? left.base + (i * (int)left.stride + c)
+               : right.base + (i * (int)right.stride + c - left.width);
     T *to = tile + i * pitch + c;
     if (ALIGNED) {
       cpAsync16(to, isThere ? from : left.base, isThere);
@@ -113,10 +108,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       step = min(min(u.unitHeads, HEADS), u.unitHeads - h0 % u.unitHeads);
       i64 row = query * u.heads + head0;
       int keyPitch = u.keyHeads * u.width;
-      Rows q = {u.q + row * u.width, u.width, u.width};
-      Rows qRope = {u.qRope + row * u.ropeWidth, u.ropeWidth, u.ropeWidth};
-      Rows k = {u.k + keyRow * keyPitch + keyHead * u.width, keyPitch, u.width};
-      Rows kRope = {u.kRope + keyRow * u.ropeWidth, u.ropeWidth, u.ropeWidth};
+      Columns q = {u.q + row * u.width, u.width, u.width};
+      Columns qRope = {u.qRope + row * u.ropeWidth, u.ropeWidth, u.ropeWidth};
+      Columns k = {u.k + keyRow * keyPitch + keyHead * u.width, keyPitch, u.width};
+      Columns kRope = {u.kRope + keyRow * u.ropeWidth, u.ropeWidth, u.ropeWidth};
       // Queries stay where the group's heads are one tile.
       int queries = b0 == first || step < share ? HEADS : 0;
       __syncthreads();
