@@ -787,7 +787,10 @@ const fewParts = { multiprocessors: 1, totalBytes: 64 * 1_700_000 };
 const oneOfHopper = { capability: 90, multiprocessors: 1, totalBytes: 80e9 };
 
 const twoOfHopper = { capability: 90, multiprocessors: 2 };
-/** What writes gradients of queries, where something is added to them. */
+/**
+ * What writes gradients of queries, where something is added to them: at once,
+ * but after a walk that others wait in.
+ */
 const sums: readonly {
   readonly entry: string;
   readonly of: 'attention' | 'compressedAttention' | 'selectedAttention';
@@ -798,14 +801,6 @@ const sums: readonly {
   ...(['attention', 'compressedAttention'] as const).map((of) => ({
     ...{ entry: 'hopperBackward', of, facts: twoOfHopper },
     form: walkForms['six tiles of keys, several sequences'],
-  })),
-  ...[
-    walkForms['a window over four of them'],
-    hopperForms['NSA: two groups of 16 heads of width 128'],
-    hopperForms['latent 56 and 32 rotary columns: zeros behind keys'],
-  ].map((form) => ({
-    entry: 'hopperBackward',
-    ...{ of: 'attention' as const, form, facts: twoOfHopper },
   })),
   {
     ...{ entry: 'hopperBackwardQueries', of: 'compressedAttention' },
@@ -1018,7 +1013,8 @@ describe.skipIf(reason)(
         await expectAgreement(card, `${of}Backward`, sum, dtype);
         const entries = launched.mock.calls.map(([{ entry }]) => entry);
         expect(entries).toContain(entry);
-        expect(entries).not.toContain('add');
+        const adds = entries.filter((entry) => entry === 'add');
+        expect(adds).toHaveLength(entry === 'hopperBackward' ? 1 : 0);
         await card.destroy();
       },
     );

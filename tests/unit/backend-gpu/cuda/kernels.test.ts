@@ -192,8 +192,9 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { BLOCK: 64, ITEM: 128, OWN: 1 },
   ],
   'gated-sum': [
-    { T: 'bf16', LANES: 8 },
-    { T: 'bf16', LANES: 16, BRANCHES: 3 },
+    { T: 'bf16', LANES: 8, WHOLE: 1 },
+    { T: 'bf16', LANES: 16, BRANCHES: 3, WHOLE: 1 },
+    { T: 'bf16', LANES: 16, BRANCHES: 3, WHOLE: 0 },
   ],
   'gather-rows-backward': [{ T: 'bf16' }],
   'hopper-backward': [
@@ -211,13 +212,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
       ...{ ...latent, ...masks, WIDTH: 64, ROPE: 32, VALUE: 64 },
       ...{ UNIT: 2, SHARING: 2, BULK: 1 },
     },
-  ]
-    .flatMap((form) =>
-      form.WIDTH === 128 || form.WIDTH === 56
-        ? [form, { ...form, PLUS: 1 }]
-        : [form],
-    )
-    .map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
+  ].map((form) => ({ ...hopper, ...form, WARPS: 12, STAGES: 4, N: 64 })),
   'hopper-backward-blocks': [
     { ...grouped, ...nsa, UNIT: 16, SHARING: 1 },
     { ...grouped, ...nsa, UNIT: 16, SHARING: 4 },

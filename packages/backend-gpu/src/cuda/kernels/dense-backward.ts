@@ -11,11 +11,11 @@ import {
   type Tensor,
 } from '@asa/core';
 import { i32 } from '../launch';
+import { addInto } from './add';
 import {
   attendBackward,
   call,
   coversQueries,
-  plusDefine,
   queryArguments,
   rowStatistics,
   shapeOf,
@@ -60,7 +60,7 @@ export function backwardInOneWalk(
   const units = keyHeads * sequences.count;
   // The rotary key is shared: each key head gives its part of the gradient.
   const shares = dKRope && context.scratch(dKRope.size * keyHeads, 'f32');
-  if (!coversAll(view, dQ)) startQueries(context, inputs, outputs);
+  if (!coversAll(view, dQ)) startQueries(context, {}, outputs);
   if (view.keyRows !== extent(dK, 0)) {
     for (const tensor of [dK, dV, shares]) if (tensor) context.clear(tensor);
   }
@@ -78,12 +78,12 @@ export function backwardInOneWalk(
     file: 'hopper-backward',
     entry: 'hopperBackward',
     ...launch,
-    defines: { ...launch.defines, BULK, ...plusDefine(inputs) },
+    defines: { ...launch.defines, BULK },
     grid: [Math.min(plan.items, facts.multiprocessors)],
     arguments: [
       ...call(inputs, view),
       ...[inputs.dO, statistics],
-      ...queryArguments(inputs, outputs),
+      ...queryArguments({}, outputs),
       ...[dK, dV, shares],
       ...[rowSums, keySums, counters],
       ...[plan.items, sequences.count, plan.keyTiles].map(i32),
@@ -95,6 +95,9 @@ export function backwardInOneWalk(
     sumHeads(context, shares, keyHeads, dKRope);
     shares.free();
   }
+  // Not in the walk: a warpgroup that waits for it there holds up others.
+  const { plus } = inputs;
+  if (plus) addInto(context, dQ, plus, dQ);
 }
 
 /** Every query is of a sequence that has keys. */

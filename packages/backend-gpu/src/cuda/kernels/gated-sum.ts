@@ -28,7 +28,7 @@ export const gatedSumKernels = (
     context.run({
       file: 'gated-sum',
       entry: 'gatedSum',
-      defines: { ...typed(y), BRANCHES: inputs.window ? 3 : 2 },
+      defines: definesOf(inputs, y),
       ...elementwise(rows * Math.ceil(width / PIECE)),
       arguments: [...branches(inputs), y, i64(rows)],
     });
@@ -44,11 +44,7 @@ export const gatedSumKernels = (
     context.run({
       file: 'gated-sum',
       entry: 'gatedSumBackward',
-      defines: {
-        ...typed(dY),
-        BRANCHES: inputs.window ? 3 : 2,
-        LANES: lanes,
-      },
+      defines: { ...definesOf(inputs, dY), LANES: lanes },
       ...elementwise(rows * lanes),
       arguments: [
         ...branches(inputs),
@@ -68,6 +64,13 @@ export const gatedSumKernels = (
     columnSum(context, terms, extent(dY, 0), dBias.size, dBias);
     terms.free();
   },
+});
+
+/** What both passes are compiled for; `y` or its gradient. */
+const definesOf = ({ window }: Operands, y: Tensor) => ({
+  ...typed(y),
+  BRANCHES: window ? 3 : 2,
+  WHOLE: extent(y, 2) % PIECE === 0 ? 1 : 0,
 });
 
 /** The kernel's structure of that name. */

@@ -608,7 +608,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int half = 0; half < 2; half++) {
         QueryRows rows = item.rows(u, shared.rows[place]);
         i64 index = rows.numberOf(16 * warp + laneRow() + 8 * half);
-        if (PLUS) addPlus(x, half, u.scale, d, index, CHUNK * group);
         emitGradient(x, half, u.scale, d, index, CHUNK * group);
       }
     };
