@@ -3,12 +3,10 @@ import { type Backend, MemoryFolder, type Model } from '@asa/core';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { f16ToF32, f32ToF16 } from '../../../packages/core/src/half';
 import {
-  accumulate,
   backpropagate,
   countedTargets,
   type Example,
-  freeAll,
-  type Gradients,
+  GradientSum,
   LossError,
   losses,
   type StepEvent,
@@ -66,17 +64,17 @@ describe('loss and gradients', () => {
 
   async function gradientsOf(model: Model, passes: Example[][]) {
     const share = 1 / countedTargets(passes.flat());
-    const sum: Gradients = new Map();
+    const sum = new GradientSum(backend);
     for (const pass of passes) {
       const { loss, gradients } = backpropagate(model, pass, share);
       loss.free();
-      accumulate(sum, gradients);
+      sum.add(gradients);
     }
     const values = new Map<string, number[]>();
-    for (const [name, { storage }] of sum) {
+    for (const [name, { storage }] of sum.tensors) {
       values.set(name, [...(await backend.read(storage))]);
     }
-    freeAll(sum);
+    sum.empty();
     return values;
   }
 

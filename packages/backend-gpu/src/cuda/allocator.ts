@@ -14,6 +14,10 @@ export interface Block {
 export class Arena {
   readonly blocks = new Set<Block>();
   readonly idle = new IdleBlocks();
+  /** For what the host writes: replays find it there, though it was freed. */
+  readonly written = new Set<Block>();
+  /** Those of them that were given back. */
+  readonly resting: Block[] = [];
   isOpen = true;
 }
 
@@ -55,17 +59,25 @@ export class Allocator {
     return block;
   }
 
-  /** As `take`, but no block that the open arena has handed out before. */
+  /**
+   * As `take`, but no block that the open arena has handed out before, nor will
+   * again.
+   */
   takeFresh(bytes: number, inUse: number): Block {
     const size = sizeClass(bytes);
-    return this.idle.take(size) ?? this.create(size, bytes, inUse);
+    const { arena } = this;
+    const block = this.idle.take(size) ?? this.create(size, bytes, inUse);
+    block.arena = arena;
+    arena?.written.add(block);
+    return block;
   }
 
   give(block: Block): void {
     if (!this.all.has(block)) return;
     const { arena } = block;
-    if (arena?.isOpen) arena.idle.give(block);
-    else this.idle.give(block);
+    if (!arena?.isOpen) this.idle.give(block);
+    else if (arena.written.has(block)) arena.resting.push(block);
+    else arena.idle.give(block);
   }
 
   /** What is taken until `endArena` stays with the arena until it is freed. */
@@ -82,8 +94,11 @@ export class Allocator {
   freeArena(arena: Arena): void {
     arena.isOpen = false;
     for (const block of arena.idle.drain()) this.give(block);
-    for (const block of arena.blocks) block.arena = undefined;
-    arena.blocks.clear();
+    for (const block of arena.resting.splice(0)) this.give(block);
+    for (const set of [arena.blocks, arena.written]) {
+      for (const block of set) block.arena = undefined;
+      set.clear();
+    }
   }
 
   /** Gives idle memory back to the device. */

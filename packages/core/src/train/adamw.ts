@@ -7,7 +7,6 @@ import { statisticType } from '../ops/operator';
 import { squaredNorm } from '../ops/squared-norm';
 import { Scope } from '../scope';
 import type { Tensor } from '../tensor';
-import type { Gradients } from './loss';
 
 export interface AdamWOptions {
   readonly beta1: number;
@@ -63,7 +62,7 @@ export class AdamW {
   }
 
   /** The squared global norm of gradients, `[1]`; the scope's. */
-  squaredNorm(scope: Scope, gradients: Gradients): Tensor {
+  squaredNorm(scope: Scope, gradients: ReadonlyMap<string, Tensor>): Tensor {
     const total = zeros(scope, { shape: [1] }, statisticType(this.model.dtype));
     const calls = [...gradients.values()].map((x) => ({
       inputs: { x, total },
@@ -81,7 +80,7 @@ export class AdamW {
    * @param lossScale what gradients and norm are multiplied with.
    */
   prepareUpdate(
-    gradients: Gradients,
+    gradients: ReadonlyMap<string, Tensor>,
     norm: Tensor,
     {
       step,

@@ -12,7 +12,16 @@ export {
   type TrainConfigInput,
 } from './config';
 export * from './documents';
-export * from './loss';
+export { GradientSum } from './gradient-sum';
+export {
+  backpropagate,
+  countedTargets,
+  type Example,
+  freeAll,
+  type Gradients,
+  losses,
+  type PassResults,
+} from './loss';
 export { learningRate, type Schedule } from './schedule';
 export * from './train';
 export * from './trainer';

@@ -1,9 +1,7 @@
 import { Tape } from '../autograd';
-import type { FloatType } from '../dtype';
+import type { DType } from '../dtype';
 import type { BatchPart } from '../model/batch';
 import type { Model } from '../model/model';
-import { add } from '../ops/add';
-import { cast } from '../ops/cast';
 import { crossEntropy } from '../ops/cross-entropy';
 import { statisticType } from '../ops/operator';
 import { Scope } from '../scope';
@@ -17,6 +15,13 @@ export interface Example extends BatchPart {
 
 /** Tensors by parameter name. Whoever holds them frees them. */
 export type Gradients = Map<string, Tensor>;
+
+/** What a pass leaves on the device. */
+export interface PassResults {
+  /** `[N]` in nats. */
+  readonly loss: Tensor;
+  readonly gradients: Gradients;
+}
 
 /** Targets that count. */
 export function countedTargets(examples: readonly Example[]): number {
@@ -40,7 +45,8 @@ export async function losses(
   const scope = new Scope(model.backend);
   const batch = model.batch(examples);
   try {
-    const loss = lossOf(scope, model, batch, examples);
+    const targets = scope.indices(targetsOf(examples));
+    const loss = lossOf(scope, model, batch, targets);
     return Float64Array.from(await scope.read(loss));
   } finally {
     scope.free();
@@ -53,21 +59,81 @@ export async function losses(
  * @param share what each counted target adds to the gradient: one over the
  *   targets of *all* passes that are summed makes their sum the gradient of
  *   the mean.
- * @returns `loss [N]` in nats, and the gradients; both are the caller's.
+ * @returns the caller's.
  */
 export function backpropagate(
   model: Model,
   examples: readonly Example[],
   share: number,
-): { loss: Tensor; gradients: Gradients } {
-  const pass = new Pass(model, examples);
+): PassResults {
+  const inputs = new PassInputs(model, examples, share);
   try {
-    return { loss: pass.loss, gradients: toEnd(pass.backward(share)) };
+    return enqueuePass(model, inputs);
+  } finally {
+    inputs.free();
+  }
+}
+
+/** The same over inputs that stay their owner's. */
+export function enqueuePass(model: Model, inputs: PassInputs): PassResults {
+  const pass = new Pass(model, inputs);
+  try {
+    return { loss: pass.loss, gradients: toEnd(pass.backward()) };
   } catch (error) {
     pass.loss.free();
     throw error;
   } finally {
     pass.free();
+  }
+}
+
+/**
+ * What a pass reads: tokens, targets, and what each counted target adds to the
+ * gradient.
+ */
+export class PassInputs {
+  readonly batch: ReturnType<Model['batch']>;
+  /** i32 `[N]` */
+  readonly targets: Tensor;
+  /** `[N]`, the gradient of each loss. */
+  readonly seed: Tensor;
+  private readonly scope: Scope;
+  private readonly lengths: string;
+
+  constructor(
+    private readonly model: Model,
+    examples: readonly Example[],
+    share: number,
+  ) {
+    this.lengths = lengthsOf(examples);
+    this.scope = new Scope(model.backend);
+    this.batch = model.batch(examples);
+    try {
+      this.targets = this.scope.indices(targetsOf(examples));
+      const { size } = this.targets;
+      const dtype = statisticType(model.dtype);
+      this.seed = this.scope.tensor(filled(size, share, dtype), [size], dtype);
+    } catch (error) {
+      this.free();
+      throw error;
+    }
+  }
+
+  /** Takes others in their place; false where not all are of the same lengths. */
+  take(examples: readonly Example[], share: number): boolean {
+    const { batch, model, seed, targets } = this;
+    if (lengthsOf(examples) !== this.lengths) return false;
+    if (!batch.moveTo(batch.pasts, tokensOf(examples))) return false;
+    const { backend } = model;
+    backend.write(targets.storage, targetsOf(examples));
+    const { dtype, size } = seed;
+    backend.write(seed.storage, filled(size, share, dtype));
+    return true;
+  }
+
+  free(): void {
+    this.scope.free();
+    this.batch.free();
   }
 }
 
@@ -77,18 +143,16 @@ export class Pass {
   readonly loss: Tensor;
   private readonly tape = new Tape();
   private readonly scope: Scope;
-  private readonly batch: ReturnType<Model['batch']>;
 
-  /** Enqueues the forward half. */
+  /** Enqueues the forward half. The inputs stay their owner's. */
   constructor(
     private readonly model: Model,
-    examples: readonly Example[],
+    private readonly inputs: PassInputs,
   ) {
     this.scope = new Scope(model.backend, this.tape);
-    this.batch = model.batch(examples);
     try {
       this.tape.watch(...model.parameters.values());
-      this.loss = lossOf(this.scope, model, this.batch, examples);
+      this.loss = lossOf(this.scope, model, inputs.batch, inputs.targets);
     } catch (error) {
       this.free();
       throw error;
@@ -97,11 +161,10 @@ export class Pass {
   }
 
   /** Enqueues the other half, an operator a step; the gradients are the caller's. */
-  *backward(share: number): Steps<Gradients> {
-    const { loss, model, scope, tape } = this;
-    const seed = scope.tensor(filled(loss, share), loss.shape, loss.dtype);
+  *backward(): Steps<Gradients> {
+    const { loss, model, tape, inputs } = this;
     const parameters = [...model.parameters.values()];
-    const found = yield* tape.backwardInSteps(loss, seed, parameters);
+    const found = yield* tape.backwardInSteps(loss, inputs.seed, parameters);
     const gradients: Gradients = new Map();
     for (const [name, parameter] of model.parameters) {
       const gradient = found.get(parameter);
@@ -112,37 +175,6 @@ export class Pass {
 
   free(): void {
     this.scope.free();
-    this.batch.free();
-  }
-}
-
-/**
- * Adds gradients to a running sum in f32 (f64); a first one stays as it is. Takes
- * `gradients` over: they end in the sum or are freed.
- */
-export function accumulate(sum: Gradients, gradients: Gradients): void {
-  try {
-    for (const [name, gradient] of gradients) addTo(sum, name, gradient);
-  } catch (error) {
-    freeAll(gradients);
-    throw error;
-  }
-}
-
-function addTo(sum: Gradients, name: string, gradient: Tensor): void {
-  const before = sum.get(name);
-  if (!before) {
-    sum.set(name, gradient);
-    return;
-  }
-  const scope = new Scope(gradient.backend);
-  try {
-    const [a, b] = [widen(scope, before), widen(scope, gradient)];
-    sum.set(name, scope.keep(scope.run(add, { a, b }, {}).y));
-    before.free();
-    gradient.free();
-  } finally {
-    scope.free();
   }
 }
 
@@ -150,31 +182,41 @@ export function freeAll(tensors: ReadonlyMap<string, Tensor>): void {
   for (const tensor of tensors.values()) tensor.free();
 }
 
+/** The lengths of a pass's sequences, which decide all of its commands. */
+export const lengthsOf = (examples: readonly Example[]): string =>
+  examples.map(({ tokens }) => tokens.length).join();
+
 /** `loss [N]` */
 function lossOf(
   scope: Scope,
   model: Model,
   batch: ReturnType<Model['batch']>,
-  examples: readonly Example[],
+  targets: Tensor,
 ): Tensor {
-  const ids = new Int32Array(batch.tokens.length);
-  examples.forEach(({ targets }, i) => {
-    ids.set(targets, batch.starts[i]);
-  });
   const hidden = model.forward(scope, batch);
   const logits = model.logits(scope, hidden);
-  const targets = scope.indices(ids);
   return scope.run(crossEntropy, { logits, targets }, {}).loss;
 }
 
-function filled(like: Tensor, value: number): Float32Array | Float64Array {
-  return like.dtype === 'f64'
-    ? new Float64Array(like.size).fill(value)
-    : new Float32Array(like.size).fill(value);
+const tokensOf = (examples: readonly Example[]) =>
+  joined(examples.map(({ tokens }) => tokens));
+const targetsOf = (examples: readonly Example[]) =>
+  joined(examples.map(({ targets }) => targets));
+
+/** Lists one behind another. */
+function joined(lists: readonly ArrayLike<number>[]): Int32Array {
+  const all = new Int32Array(
+    lists.reduce((sum, { length }) => sum + length, 0),
+  );
+  let at = 0;
+  for (const list of lists) {
+    all.set(list, at);
+    at += list.length;
+  }
+  return all;
 }
 
-function widen(scope: Scope, gradient: Tensor): Tensor {
-  const dtype = statisticType(gradient.dtype as FloatType);
-  if (gradient.dtype === dtype) return gradient;
-  return scope.run(cast, { x: gradient }, { dtype }).y;
-}
+const filled = (size: number, value: number, dtype: DType) =>
+  dtype === 'f64'
+    ? new Float64Array(size).fill(value)
+    : new Float32Array(size).fill(value);

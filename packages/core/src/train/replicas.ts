@@ -5,19 +5,25 @@ import { Scope } from '../scope';
 import { byTurns } from '../steps';
 import type { Tensor } from '../tensor';
 import { transfer } from '../transfer';
-import {
-  accumulate,
-  type Example,
-  freeAll,
-  type Gradients,
-  Pass,
-} from './loss';
+import { GradientSum } from './gradient-sum';
+import { type Example, Pass, PassInputs } from './loss';
+import { RecordedPasses } from './recorded-pass';
 
-/** A model's part of a step. Whoever has it frees its tensors. */
-interface Share {
-  readonly model: Model;
+/** A model and what it has of a step. */
+class Share {
   /** The sum of the gradients of its passes. */
-  readonly sum: Gradients;
+  readonly sum: GradientSum;
+  readonly recorded: RecordedPasses;
+
+  constructor(readonly model: Model) {
+    this.sum = new GradientSum(model.backend);
+    this.recorded = new RecordedPasses(model);
+  }
+
+  free(): void {
+    this.sum.empty();
+    this.recorded.free();
+  }
 }
 
 /**
@@ -25,8 +31,8 @@ interface Share {
  * step. The replicas are only as good as the last `copyWeights`.
  */
 export class Replicas {
-  /** The model itself, then the replicas. */
-  readonly models: readonly [Model, ...Model[]];
+  /** That of the model itself, then those of the replicas. */
+  readonly shares: readonly [Share, ...Share[]];
 
   /**
    * @throws ArgumentError where two would share a backend; OutOfMemoryError,
@@ -46,68 +52,92 @@ export class Replicas {
       for (const replica of replicas) replica.free();
       throw error;
     }
-    this.models = [model, ...replicas];
+    const others = replicas.map((replica) => new Share(replica));
+    this.shares = [new Share(model), ...others];
   }
 
   /** Gives the replicas the model's weights. */
   async copyWeights(): Promise<void> {
-    const { models } = this;
-    for (const [index, replica] of models.entries()) {
+    const { shares } = this;
+    for (const [index, { model }] of shares.entries()) {
       if (index === 0) continue;
       // Those that have them pass them on: the ways from several cards are as
       // wide as those from one are together.
-      const source = models[index - 2 ** Math.floor(Math.log2(index))];
-      if (source) await copyBetween(source, replica);
+      const source = shares[index - 2 ** Math.floor(Math.log2(index))];
+      if (source) await copyBetween(source.model, model);
     }
   }
 
-  /** What each model has of a step, with empty sums. */
-  shares(): [Share, ...Share[]] {
-    const share = (model: Model): Share => ({ model, sum: new Map() });
-    const [model, ...replicas] = this.models;
-    return [share(model), ...replicas.map(share)];
+  /** Gives the recordings' memory back. */
+  freeRecordings(): void {
+    for (const { recorded } of this.shares) recorded.free();
   }
 
   /** Frees the replicas; the model stays its owner's. */
   free(): void {
-    for (const replica of this.models.slice(1)) replica.free();
+    for (const share of this.shares) share.free();
+    for (const { model } of this.shares.slice(1)) model.free();
   }
 }
 
 /**
- * Enqueues a pass for each of the first shares. A device takes a limited number
- * of commands, and the host waits where one has them: so all forward halves come
- * first, of which the host is done sooner, and of the others an operator of each
- * pass by turns. No backend runs out of work while another one is given some.
+ * Enqueues a pass for each of the first shares: those that are recorded at once.
+ * A device takes a limited number of commands, and the host waits where one has
+ * them: so of the others all forward halves come first, of which the host is done
+ * sooner, and of the backward ones an operator of each pass by turns. No backend
+ * runs out of work while another one is given some.
  * @param weight what each counted target adds to the gradient.
  * @param losses gets that of each pass.
+ * @param isLast no round of the step follows.
  */
 export function enqueueRound(
   shares: readonly Share[],
   passes: readonly (readonly Example[])[],
   weight: number,
   losses: Tensor[],
+  isLast: boolean,
 ): void {
-  const begun: Pass[] = [];
+  const begun: { pass: Pass; inputs: PassInputs; sum: GradientSum }[] = [];
   try {
-    for (const [index, { model }] of shares.entries()) {
+    for (const [index, { model, sum, recorded }] of shares.entries()) {
       const examples = passes[index];
       if (!examples) break;
-      const pass = new Pass(model, examples);
-      begun.push(pass);
-      losses.push(pass.loss);
+      const known = recorded.run(examples, weight);
+      if (known) {
+        losses.push(copyOf(known.loss));
+        sum.addBorrowed(known.gradients, isLast);
+        continue;
+      }
+      const inputs = new PassInputs(model, examples, weight);
+      try {
+        const pass = new Pass(model, inputs);
+        begun.push({ pass, inputs, sum });
+        losses.push(pass.loss);
+      } catch (error) {
+        inputs.free();
+        throw error;
+      }
     }
     byTurns(
-      begun.map((pass) => pass.backward(weight)),
+      begun.map(({ pass }) => pass.backward()),
       (index, gradients) => {
-        begun[index]?.free();
-        const share = shares[index];
-        if (share) accumulate(share.sum, gradients);
+        begun[index]?.pass.free();
+        begun[index]?.sum.add(gradients);
       },
     );
   } finally {
-    for (const pass of begun) pass.free();
+    for (const { pass, inputs } of begun) {
+      pass.free();
+      inputs.free();
+    }
   }
+}
+
+function copyOf({ backend, shape, dtype, storage, size }: Tensor): Tensor {
+  const scope = new Scope(backend);
+  const copy = scope.keep(scope.empty(shape, dtype));
+  backend.copy(storage, 0, copy.storage, 0, size);
+  return copy;
 }
 
 /**
@@ -120,9 +150,8 @@ export async function gather([first, ...others]: readonly [
 ]): Promise<void> {
   const to = first.model.backend;
   for (const { model, sum } of others) {
-    await transfer(model.backend, to, additions(to, first.sum, sum));
-    freeAll(sum);
-    sum.clear();
+    await transfer(model.backend, to, additions(first, sum));
+    sum.empty();
   }
 }
 
@@ -156,16 +185,15 @@ function copyBetween(source: Model, target: Model): Promise<void> {
  * set of them would not fit beside a large model.
  */
 function* additions(
-  backend: Backend,
-  sum: Gradients,
-  gradients: Gradients,
+  { model: { backend }, sum }: Share,
+  { tensors }: GradientSum,
 ): Generator<readonly [source: Tensor, target: Tensor]> {
-  for (const [name, gradient] of gradients) {
+  for (const [name, gradient] of tensors) {
     const scope = new Scope(backend);
     try {
       const copy = scope.empty(gradient.shape, gradient.dtype);
       yield [gradient, copy];
-      accumulate(sum, new Map([[name, scope.keep(copy)]]));
+      sum.add(new Map([[name, scope.keep(copy)]]));
     } finally {
       scope.free();
     }

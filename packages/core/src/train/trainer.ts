@@ -21,7 +21,7 @@ import {
   type TrainConfigInput,
 } from './config';
 import type { Documents } from './documents';
-import { countedTargets, type Example, freeAll } from './loss';
+import { countedTargets, type Example } from './loss';
 import { LossScale } from './loss-scale';
 import { enqueueRound, gather, Replicas } from './replicas';
 import { learningRate } from './schedule';
@@ -223,6 +223,15 @@ export class Trainer {
     );
   }
 
+  /**
+   * Gives back what is kept between steps, the memory of a pass on each backend
+   * that records: before other work there that needs much. The next step takes
+   * it again.
+   */
+  freeRecordings(): void {
+    this.replicas.freeRecordings();
+  }
+
   /** Frees optimizer and replicas; the model stays its owner's. */
   free(): void {
     this.optimizer.free();
@@ -267,18 +276,21 @@ export class Trainer {
     const scope = new Scope(this.model.backend);
     const lossScale = this.lossScale?.value;
     const scale = lossScale ?? 1;
-    const shares = this.replicas.shares();
+    const { shares } = this.replicas;
     const [{ sum }] = shares;
     const parts: Tensor[] = [];
     try {
       // No wait in between: all backends work at the same time.
-      for (const round of chunks(passes, shares.length)) {
-        enqueueRound(shares, round, scale / targets, parts);
+      const rounds = chunks(passes, shares.length);
+      for (const [index, round] of rounds.entries()) {
+        const isLast = index === rounds.length - 1;
+        enqueueRound(shares, round, scale / targets, parts, isLast);
       }
       await gather(shares);
-      const norm = this.optimizer.squaredNorm(scope, sum);
+      const { tensors } = sum;
+      const norm = this.optimizer.squaredNorm(scope, tensors);
       const scaled = { ...at, lossScale };
-      const update = this.optimizer.prepareUpdate(sum, norm, scaled);
+      const update = this.optimizer.prepareUpdate(tensors, norm, scaled);
       const loss = (await total(scope, parts)) / targets;
       const squared = (await scope.read(norm))[0] ?? 0;
       const gradientNorm = Math.sqrt(squared) / scale;
@@ -289,7 +301,7 @@ export class Trainer {
       this.lossScale?.grow();
       return { loss, gradientNorm, ...(lossScale && { lossScale }) };
     } finally {
-      for (const share of shares) freeAll(share.sum);
+      for (const share of shares) share.sum.empty();
       for (const part of parts) part.free();
       scope.free();
     }

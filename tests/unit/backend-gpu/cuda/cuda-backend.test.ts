@@ -195,6 +195,29 @@ describe.skipIf(!isLinux)('a recording', () => {
     expect([...(await scope.read(target))]).toEqual([5, 6]);
   });
 
+  it('keeps what the host wrote inside, though it was freed there', async () => {
+    const [x, y] = [tensor(1, 2), tensor(0, 0)];
+    let address = 0;
+    const recording = backend.record(() => {
+      const inner = new Scope(backend);
+      const data = Float32Array.of(3, 4);
+      const index = inner.tensor(data, [2], 'f32');
+      address = addressOf(index.storage);
+      backend.copy(index.storage, 0, y.storage, 0, 2);
+      inner.free();
+      // Written by what is recorded, which needs memory of its own.
+      for (let i = 0; i < 3; i++) {
+        const { y: sum } = scope.run(operators.add, { a: x, b: x }, {});
+        backend.clear(sum);
+      }
+    });
+    backend.write(y.storage, Float32Array.of(0, 0));
+    recording.replay();
+    expect([...(await scope.read(y))]).toEqual([3, 4]);
+    recording.free();
+    expect(addressOf(tensor(1, 2).storage)).toBe(address);
+  });
+
   it('does not replay onto memory that was freed', () => {
     const [x, y] = [tensor(1, 2), tensor(0, 0)];
     const recording = backend.record(() => {
