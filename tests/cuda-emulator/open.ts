@@ -41,17 +41,19 @@ export async function loadEmulator() {
 /**
  * @param facts what is said of the card in place of the truth.
  * @param device one of two.
+ * @param limitBytes as `openCuda` takes it.
  */
 export async function openEmulated(
   facts?: Partial<DeviceFacts>,
   device = 0,
+  limitBytes = Number.POSITIVE_INFINITY,
 ): Promise<CudaBackend> {
   const parts = await loadEmulator();
   return new CudaBackend({
     ...parts,
     device,
     facts: { ...parts.driver.facts(device), ...facts },
-    limitBytes: Number.POSITIVE_INFINITY,
+    limitBytes,
     poison: true,
     allowTf32: false,
   });

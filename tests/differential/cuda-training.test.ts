@@ -4,13 +4,15 @@
  */
 import {
   type Backend,
-  type Documents,
+  backpropagate,
+  Documents,
   LossError,
   OutOfMemoryError,
   type TrainConfigInput,
   Trainer,
 } from '@asa/core';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { RecordedPasses } from '../../packages/core/src/train/recorded-pass';
 import { whyNoEmulator } from '../cuda-emulator/build.mjs';
 import { openEmulated } from '../cuda-emulator/open';
 import { bitsOf, documentsOf, newModel, tiny } from '../unit/train/models';
@@ -102,7 +104,8 @@ describe.skipIf(reason)(`recorded training, emulated ${reason ?? ''}`, () => {
   const runs: Record<string, readonly [run: Run, recordings: number]> = {
     'one pass a step': [{ change: onePass }, 1],
     'two passes a step': [{}, 1],
-    'three, of which the last one is smaller': [{ change: { rows: 5 } }, 4],
+    'three, of which the last one is smaller': [{ change: { rows: 5 } }, 1],
+    'five, of which the last one is smaller': [{ change: { rows: 9 } }, 4],
     NSA: [{ model: nsa }, 1],
     'lengths that do not repeat': [{ documents: uneven, change: onePass }, 0],
   };
@@ -137,35 +140,93 @@ describe.skipIf(reason)(`recorded training, emulated ${reason ?? ''}`, () => {
     expect(got).toEqual({ ...want, recordings: [1, 1] });
   });
 
-  test('memory is given back when asked for; a lost loss ends nothing', async () => {
-    const model = await newModel(backend);
+  test('memory is given back when asked for', async () => {
+    const card = await openEmulated({}, 0);
+    const model = await newModel(card);
     const trainer = new Trainer(model, even, config);
-    const inUse = () => backend.memory().bytesInUse;
+    for (let i = 0; i < 2; i++) await trainer.step();
+    const tokens = new Int32Array(16).fill(1);
+    const rows = Array(2).fill({ tokens, targets: tokens });
+    const pass = () => {
+      const { loss, gradients } = backpropagate(model, rows, 1);
+      for (const x of [loss, ...gradients.values()]) x.free();
+      return card.buffersCreated;
+    };
+    trainer.freeRecording();
+    const { buffersCreated } = card;
+    // A pass that is not recorded finds all that it needs.
+    expect(pass()).toBe(buffersCreated);
     await trainer.step();
-    const kept = inUse();
-    trainer.freeRecordings();
-    const least = inUse();
-    expect(least).toBeLessThan(kept);
+    expect(pass()).toBeGreaterThan(buffersCreated);
+    trainer.free();
+    model.free();
+    expect(card.memory().bytesInUse).toBe(0);
+    await card.destroy();
+  });
+
+  test('a lost loss and a token that is none end nothing', async () => {
+    const model = await newModel(backend);
+    const ids = Uint32Array.from({ length: 161 }, (_, i) => i % 13);
+    const trainer = new Trainer(model, Documents.of([ids]), config);
     await trainer.step();
-    expect(inUse()).toBe(kept);
     const [weight] = model.parameters.values();
     const before = await backend.read(weight!.storage);
     backend.write(weight!.storage, new Float32Array(weight!.size).fill(NaN));
     await expect(trainer.step()).rejects.toThrow(LossError);
     backend.write(weight!.storage, before);
+    const examples = (token: number, targets = 16) => [
+      {
+        tokens: new Int32Array(16).fill(token),
+        targets: new Int32Array(targets),
+      },
+    ];
+    const passes = new RecordedPasses(model);
+    expect(passes.run(examples(1), 1)).toBeUndefined();
+    expect(passes.run(examples(1), 1)).toBeDefined();
+    expect(() => passes.run(examples(13), 1)).toThrow('from 0 to 12, got 13');
+    expect(() => passes.run(examples(1, 15), 1)).toThrow('must have a target');
+    const loss = async (token: number) => {
+      const results = passes.run(examples(token), 1);
+      return results && [...(await backend.read(results.loss.storage))];
+    };
+    const first = await loss(1);
+    expect(await loss(2)).not.toEqual(first);
+    expect(await loss(1)).toEqual(first);
+    passes.free();
     expect((await trainer.step()).loss).toBeGreaterThan(0);
     trainer.free();
     model.free();
-    expect(inUse()).toBe(0);
+    expect(backend.memory().bytesInUse).toBe(0);
   });
 
-  test('without room for a recording it goes on as before', async () => {
-    const run = () => trained([backend]);
-    const want = await recording([backend], undefined, run);
-    const noRoom = () => {
-      throw new OutOfMemoryError(1, 0, 'none');
+  test('needs no more memory than passes that are not recorded', {
+    timeout: 120_000,
+  }, async () => {
+    const under = async (limit: number, isRecorded: boolean) => {
+      const card = await openEmulated({}, 0, 2 ** 25 + limit);
+      const run = () => trained([card], { dtype: 'bf16' });
+      try {
+        if (isRecorded) return await run();
+        return await recording([card], undefined, run);
+      } catch (error) {
+        expect(error).toBeInstanceOf(OutOfMemoryError);
+        return undefined;
+      } finally {
+        await card.destroy();
+      }
     };
-    const got = await recording([backend], noRoom, run);
-    expect(got).toEqual({ ...want, recordings: [1] });
+    // The least that is enough without, and what is not.
+    let [little, enough] = [100_000, 3_000_000];
+    while (enough / little > 1.01) {
+      const limit = Math.sqrt(little * enough);
+      if (await under(limit, false)) enough = limit;
+      else little = limit;
+    }
+    const want = await under(enough, false);
+    for (const share of [1, 1.1, 1.2]) {
+      const { recordings, ...got } = (await under(share * enough, true))!;
+      expect({ ...got, recordings: [0] }).toEqual(want);
+      expect(recordings).toEqual([1]);
+    }
   });
 });

@@ -234,8 +234,7 @@ class Gradients {
       this.uses.delete(gradient.allocation);
       return gradient;
     }
-    const copy = scope.keep(scope.empty(tensor.shape, tensor.dtype));
-    this.backend.copy(gradient.storage, 0, copy.storage, 0, copy.size);
+    const copy = scope.keep(scope.copyOf(gradient));
     this.drop(tensor);
     return copy;
   }

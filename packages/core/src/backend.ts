@@ -85,11 +85,17 @@ export interface Backend {
   ): boolean;
 
   /**
-   * Runs `body`, which only enqueues, and keeps its commands. What `body`
+   * Runs `body`, which only enqueues, and keeps its commands; not what it writes
+   * from the host, which is there before they run for the first time. What `body`
    * allocates and frees stays reserved for them. A backend that gains nothing
    * by it leaves this out.
    */
   record?(body: () => void): Recording;
+  /**
+   * A recording takes no more memory than its commands do otherwise: what `body`
+   * frees is handed out again within it.
+   */
+  readonly isRecordingCompact?: boolean;
   /** Tokens of a prompt that it likes to run at a time; 256 when left out. */
   readonly chunk?: number;
 

@@ -116,6 +116,13 @@ export class Scope {
     return tensor.backend.read(tensor.storage);
   }
 
+  /** A tensor's elements in memory of their own. */
+  copyOf({ shape, dtype, storage, size }: Tensor): Tensor {
+    const copy = this.empty(shape, dtype);
+    this.backend.copy(storage, 0, copy.storage, 0, size);
+    return copy;
+  }
+
   /** Takes tensors out of the scope: their new owner frees them. */
   keep<T extends Tensor>(tensor: T): T {
     this.owned.delete(tensor.allocation);

@@ -59,6 +59,7 @@ export class CudaBackend implements Backend, KernelContext {
   readonly name = 'cuda';
   /** Enough rows to fill the device. */
   readonly chunk = 2048;
+  readonly isRecordingCompact = true;
   readonly description: string;
   readonly kernels: KernelTable;
   readonly manyKernels: ManyKernelTable;
@@ -80,6 +81,7 @@ export class CudaBackend implements Backend, KernelContext {
   private peakBytes = 0;
   private allocations = 0;
   private recorded: Recorded | undefined;
+  private readonly recordings = new Set<Recorded>();
   private destroyed = false;
 
   constructor(private readonly parts: CudaBackendParts) {
@@ -243,13 +245,15 @@ export class CudaBackend implements Backend, KernelContext {
     this.check();
     this.checkNotRecording('record');
     const { driver, stream, allocator } = this;
-    const recorded = new Recorded(driver, stream, allocator, () =>
-      this.check(),
-    );
+    const recorded = new Recorded(driver, stream, allocator, {
+      check: () => this.check(),
+      forget: (freed) => this.recordings.delete(freed),
+    });
     this.recorded = recorded;
+    this.recordings.add(recorded);
     try {
       body();
-      recorded.end((memory) => this.live.has(memory));
+      recorded.end((memory) => this.live.has(memory), this.bytesInUse);
     } catch (error) {
       recorded.abandon();
       throw error;
@@ -263,6 +267,7 @@ export class CudaBackend implements Backend, KernelContext {
     if (this.destroyed) return;
     this.destroyed = true;
     for (const memory of this.live) this.free(memory as Storage);
+    for (const recorded of this.recordings) recorded.free();
     const { driver } = this;
     // A lost device gives nothing back, and says so each time.
     const steps = [

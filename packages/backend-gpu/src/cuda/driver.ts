@@ -427,16 +427,17 @@ export class Driver {
     this.check('cuStreamBeginCapture', status);
   }
 
-  /** Ends a capture; what was captured, ready to launch. */
-  endCapture(stream: CudaStream): CudaGraphExec {
+  /** Ends a capture; what was captured, ready to launch, or nothing for want of memory. */
+  endCapture(stream: CudaStream): CudaGraphExec | undefined {
     const { cuda, out } = this;
     const ended = cuda.cuStreamEndCapture(stream, out.memory);
     this.check('cuStreamEndCapture', ended);
     const graph = out.take();
     const status = cuda.cuGraphInstantiateWithFlags(out.memory, graph, 0);
     cuda.cuGraphDestroy(graph);
+    if (status === OUT_OF_MEMORY) return undefined;
     this.check('cuGraphInstantiate', status);
-    return out.take();
+    return out.take<CudaGraphExec>();
   }
 
   /** Ends a capture and drops what was captured. */

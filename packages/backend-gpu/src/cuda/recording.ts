@@ -1,4 +1,4 @@
-import type { Recording } from '@asa/core';
+import { OutOfMemoryError, type Recording } from '@asa/core';
 import type { Allocator, Arena, Block } from './allocator';
 import type { CudaEvent, CudaGraphExec, CudaStream } from './bindings';
 import type { Driver } from './driver';
@@ -23,8 +23,12 @@ export class Recorded implements Recording {
     private readonly driver: Driver,
     private readonly stream: CudaStream,
     private readonly allocator: Allocator,
-    /** Called before launches are enqueued. @throws what stands against it. */
-    private readonly check: () => void,
+    private readonly owner: {
+      /** Called before launches are enqueued. @throws what stands against it. */
+      check(): void;
+      /** It is freed. */
+      forget(recorded: Recorded): void;
+    },
   ) {
     this.event = driver.createEvent();
     this.hostStream = driver.createStream();
@@ -49,8 +53,11 @@ export class Recorded implements Recording {
     this.allocator.give(memory.exchange(fresh));
   }
 
-  /** Ends the capture and runs it once. */
-  end(isLive: (memory: Memory) => boolean): void {
+  /**
+   * Ends the capture and runs it once.
+   * @throws OutOfMemoryError where the driver has none for the graph.
+   */
+  end(isLive: (memory: Memory) => boolean, inUse: number): void {
     const { driver, stream } = this;
     this.allocator.endArena();
     // What was freed until now is the recording's.
@@ -58,20 +65,24 @@ export class Recorded implements Recording {
       if (!isLive(memory)) this.used.delete(memory);
     }
     this.graph = driver.endCapture(stream);
-    driver.record(this.event, this.hostStream);
-    driver.makeWait(stream, this.event);
+    if (this.graph === undefined) {
+      throw new OutOfMemoryError(0, inUse, 'the driver has none for a graph');
+    }
+    this.awaitHost();
     driver.launchGraph(this.graph, stream);
   }
 
   /** Ends the capture and drops it. */
   abandon(): void {
-    this.driver.abandonCapture(this.stream);
     this.allocator.endArena();
+    this.driver.abandonCapture(this.stream);
+    // Others get the memory that the host was writing.
+    this.awaitHost();
     this.free();
   }
 
   replay(): boolean {
-    this.check();
+    this.owner.check();
     if (this.isFreed || this.graph === undefined) return false;
     for (const [memory, block] of this.used) {
       if (!memory.lies(block)) return false;
@@ -80,14 +91,30 @@ export class Recorded implements Recording {
     return true;
   }
 
+  /** Harmless once the device is lost, as giving back memory is. */
   free(): void {
     if (this.isFreed) return;
     this.isFreed = true;
-    const { driver } = this;
-    if (this.graph !== undefined) driver.destroyGraph(this.graph);
-    driver.destroyEvent(this.event);
-    driver.destroyStream(this.hostStream);
+    this.owner.forget(this);
     this.allocator.freeArena(this.arena);
     this.used.clear();
+    const { driver, graph } = this;
+    const steps = [
+      () => graph !== undefined && driver.destroyGraph(graph),
+      () => driver.destroyEvent(this.event),
+      () => driver.destroyStream(this.hostStream),
+    ];
+    for (const step of steps) {
+      try {
+        step();
+      } catch {}
+    }
+  }
+
+  /** What is enqueued from now on runs behind what the host has written. */
+  private awaitHost(): void {
+    const { driver, event, hostStream, stream } = this;
+    driver.record(event, hostStream);
+    driver.makeWait(stream, event);
   }
 }

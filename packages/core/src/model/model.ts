@@ -53,20 +53,21 @@ export class Model {
    * @throws ArgumentError for a token beyond the vocabulary.
    */
   batch(parts: readonly BatchPart[]): Batch {
+    for (const { tokens } of parts) this.checkTokens(tokens);
+    return new Batch(this.backend, parts);
+  }
+
+  /** @throws ArgumentError for a token beyond the vocabulary. */
+  checkTokens(tokens: ArrayLike<number>): void {
     const { vocabularySize } = this.config;
-    for (const { tokens } of parts) {
-      for (let i = 0; i < tokens.length; i++) {
-        const token = tokens[i] ?? -1;
-        if (
-          !(Number.isInteger(token) && token >= 0 && token < vocabularySize)
-        ) {
-          throw new ArgumentError(
-            `model: a token must be an integer from 0 to ${vocabularySize - 1}, got ${tokens[i]}`,
-          );
-        }
+    for (let i = 0; i < tokens.length; i++) {
+      const token = tokens[i] ?? -1;
+      if (!(Number.isInteger(token) && token >= 0 && token < vocabularySize)) {
+        throw new ArgumentError(
+          `model: a token must be an integer from 0 to ${vocabularySize - 1}, got ${tokens[i]}`,
+        );
       }
     }
-    return new Batch(this.backend, parts);
   }
 
   /** Hidden states behind the last norm, `[N, hidden]`, for every token. */

@@ -27,8 +27,9 @@ export class GradientSum {
   add(gradients: Gradients): void {
     try {
       for (const [name, gradient] of gradients) {
-        if (this.sums.has(name)) {
-          this.addTo(name, gradient);
+        const before = this.sums.get(name);
+        if (before) {
+          this.addTo(name, before, gradient);
           gradient.free();
         } else {
           this.sums.set(name, gradient);
@@ -48,8 +49,9 @@ export class GradientSum {
    */
   addBorrowed(gradients: ReadonlyMap<string, Tensor>, isLast: boolean): void {
     for (const [name, gradient] of gradients) {
-      if (this.sums.has(name)) {
-        this.addTo(name, gradient);
+      const before = this.sums.get(name);
+      if (before) {
+        this.addTo(name, before, gradient);
       } else if (isLast) {
         this.sums.set(name, gradient);
         this.borrowed.add(name);
@@ -67,9 +69,7 @@ export class GradientSum {
     this.sums.clear();
   }
 
-  private addTo(name: string, gradient: Tensor): void {
-    const before = this.sums.get(name);
-    if (!before) return;
+  private addTo(name: string, before: Tensor, gradient: Tensor): void {
     const scope = new Scope(this.backend);
     try {
       const [a, b] = [widen(scope, before), widen(scope, gradient)];
@@ -85,11 +85,7 @@ export class GradientSum {
     const scope = new Scope(this.backend);
     try {
       const wide = widen(scope, gradient);
-      if (wide !== gradient) return scope.keep(wide);
-      const copy = scope.empty(gradient.shape, gradient.dtype);
-      const { size, storage } = copy;
-      this.backend.copy(gradient.storage, 0, storage, 0, size);
-      return scope.keep(copy);
+      return scope.keep(wide === gradient ? scope.copyOf(gradient) : wide);
     } finally {
       scope.free();
     }

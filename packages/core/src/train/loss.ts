@@ -1,5 +1,6 @@
 import { Tape } from '../autograd';
 import type { DType } from '../dtype';
+import { ArgumentError } from '../errors';
 import type { BatchPart } from '../model/batch';
 import type { Model } from '../model/model';
 import { crossEntropy } from '../ops/cross-entropy';
@@ -119,13 +120,20 @@ export class PassInputs {
     }
   }
 
-  /** Takes others in their place; false where not all are of the same lengths. */
+  /**
+   * Takes others in their place; false where not all are of the same lengths.
+   * @throws ArgumentError for a token beyond the vocabulary, or another number
+   *   of targets than tokens.
+   */
   take(examples: readonly Example[], share: number): boolean {
     const { batch, model, seed, targets } = this;
     if (lengthsOf(examples) !== this.lengths) return false;
-    if (!batch.moveTo(batch.pasts, tokensOf(examples))) return false;
+    for (const { tokens } of examples) model.checkTokens(tokens);
+    const wanted = targetsOf(examples);
+    const tokens = joined(examples.map((example) => example.tokens));
+    if (!batch.moveTo(batch.pasts, tokens)) return false;
     const { backend } = model;
-    backend.write(targets.storage, targetsOf(examples));
+    backend.write(targets.storage, wanted);
     const { dtype, size } = seed;
     backend.write(seed.storage, filled(size, share, dtype));
     return true;
@@ -184,7 +192,7 @@ export function freeAll(tensors: ReadonlyMap<string, Tensor>): void {
 
 /** The lengths of a pass's sequences, which decide all of its commands. */
 export const lengthsOf = (examples: readonly Example[]): string =>
-  examples.map(({ tokens }) => tokens.length).join();
+  examples.map(({ tokens, past = 0 }) => `${past}+${tokens.length}`).join();
 
 /** `loss [N]` */
 function lossOf(
@@ -198,10 +206,15 @@ function lossOf(
   return scope.run(crossEntropy, { logits, targets }, {}).loss;
 }
 
-const tokensOf = (examples: readonly Example[]) =>
-  joined(examples.map(({ tokens }) => tokens));
-const targetsOf = (examples: readonly Example[]) =>
-  joined(examples.map(({ targets }) => targets));
+function targetsOf(examples: readonly Example[]): Int32Array {
+  for (const { tokens, targets } of examples) {
+    if (targets.length === tokens.length) continue;
+    throw new ArgumentError(
+      `train: each of ${tokens.length} tokens must have a target, got ${targets.length}`,
+    );
+  }
+  return joined(examples.map(({ targets }) => targets));
+}
 
 /** Lists one behind another. */
 function joined(lists: readonly ArrayLike<number>[]): Int32Array {

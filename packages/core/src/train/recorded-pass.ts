@@ -13,15 +13,20 @@ import {
 /**
  * A model's passes as recordings: the commands of one serve all whose sequences
  * have the same lengths. A recording keeps the memory of its pass, so there is
- * one at most, made when the same lengths come twice in a row.
+ * one at most, made when the same lengths come again; later, where the last one
+ * was made in vain.
  */
 export class RecordedPasses {
   private known: RecordedPass | undefined;
   private lastLengths: string | undefined;
+  /** How often the last lengths have come again, and have to. */
+  private repeats = 0;
+  private wanted = 1;
   private isPossible: boolean;
 
   constructor(private readonly model: Model) {
-    this.isPossible = model.backend.record !== undefined;
+    const { record, isRecordingCompact = false } = model.backend;
+    this.isPossible = record !== undefined && isRecordingCompact;
   }
 
   /**
@@ -33,18 +38,19 @@ export class RecordedPasses {
   run(examples: readonly Example[], share: number): PassResults | undefined {
     if (!this.isPossible) return undefined;
     if (this.known?.replay(examples, share)) return this.known.results;
-    this.free();
     const lengths = lengthsOf(examples);
     const isAgain = lengths === this.lastLengths;
+    if (this.known && !isAgain && !this.known.isReplayed) this.wanted *= 2;
+    this.free();
     this.lastLengths = lengths;
-    if (!isAgain) return undefined;
+    this.repeats = isAgain ? this.repeats + 1 : 0;
+    if (this.repeats < this.wanted) return undefined;
     try {
       this.known = new RecordedPass(this.model, examples, share);
       return this.known.results;
     } catch (error) {
       if (!(error instanceof OutOfMemoryError)) throw error;
-      // There may be room without: a recording gives nothing back in between.
-      this.isPossible = false;
+      this.stop();
       return undefined;
     }
   }
@@ -54,10 +60,19 @@ export class RecordedPasses {
     this.known?.free();
     this.known = undefined;
   }
+
+  /** Makes no more: there may be room without. False where it had made none. */
+  stop(): boolean {
+    const hadOne = this.known !== undefined;
+    this.free();
+    this.isPossible = false;
+    return hadOne;
+  }
 }
 
 class RecordedPass {
   readonly results: PassResults;
+  isReplayed = false;
   private readonly inputs: PassInputs;
   private readonly recording: Recording;
 
@@ -83,7 +98,10 @@ class RecordedPass {
 
   /** False where lengths are others or memory that it uses was freed. */
   replay(examples: readonly Example[], share: number): boolean {
-    return this.inputs.take(examples, share) && this.recording.replay();
+    const { inputs, recording } = this;
+    if (!inputs.take(examples, share) || !recording.replay()) return false;
+    this.isReplayed = true;
+    return true;
   }
 
   free(): void {

@@ -9,8 +9,8 @@ import { GradientSum } from './gradient-sum';
 import { type Example, Pass, PassInputs } from './loss';
 import { RecordedPasses } from './recorded-pass';
 
-/** A model and what it has of a step. */
-class Share {
+/** A model, what it has of a step, and what it keeps for the next one. */
+class Worker {
   /** The sum of the gradients of its passes. */
   readonly sum: GradientSum;
   readonly recorded: RecordedPasses;
@@ -32,7 +32,7 @@ class Share {
  */
 export class Replicas {
   /** That of the model itself, then those of the replicas. */
-  readonly shares: readonly [Share, ...Share[]];
+  readonly workers: readonly [Worker, ...Worker[]];
 
   /**
    * @throws ArgumentError where two would share a backend; OutOfMemoryError,
@@ -52,63 +52,64 @@ export class Replicas {
       for (const replica of replicas) replica.free();
       throw error;
     }
-    const others = replicas.map((replica) => new Share(replica));
-    this.shares = [new Share(model), ...others];
+    const others = replicas.map((replica) => new Worker(replica));
+    this.workers = [new Worker(model), ...others];
   }
 
   /** Gives the replicas the model's weights. */
   async copyWeights(): Promise<void> {
-    const { shares } = this;
-    for (const [index, { model }] of shares.entries()) {
+    const { workers } = this;
+    for (const [index, { model }] of workers.entries()) {
       if (index === 0) continue;
       // Those that have them pass them on: the ways from several cards are as
       // wide as those from one are together.
-      const source = shares[index - 2 ** Math.floor(Math.log2(index))];
+      const source = workers[index - 2 ** Math.floor(Math.log2(index))];
       if (source) await copyBetween(source.model, model);
     }
   }
 
-  /** Gives the recordings' memory back. */
-  freeRecordings(): void {
-    for (const { recorded } of this.shares) recorded.free();
+  /** Records no more; false where nothing was recorded. */
+  stopRecording(): boolean {
+    const had = this.workers.map(({ recorded }) => recorded.stop());
+    return had.includes(true);
   }
 
   /** Frees the replicas; the model stays its owner's. */
   free(): void {
-    for (const share of this.shares) share.free();
-    for (const { model } of this.shares.slice(1)) model.free();
+    for (const worker of this.workers) worker.free();
+    for (const { model } of this.workers.slice(1)) model.free();
   }
 }
 
 /**
- * Enqueues a pass for each of the first shares: those that are recorded at once.
+ * Enqueues a pass for each of the first workers: those that are recorded at once.
  * A device takes a limited number of commands, and the host waits where one has
  * them: so of the others all forward halves come first, of which the host is done
  * sooner, and of the backward ones an operator of each pass by turns. No backend
  * runs out of work while another one is given some.
- * @param weight what each counted target adds to the gradient.
+ * @param share what each counted target adds to the gradient.
  * @param losses gets that of each pass.
  * @param isLast no round of the step follows.
  */
 export function enqueueRound(
-  shares: readonly Share[],
+  workers: readonly Worker[],
   passes: readonly (readonly Example[])[],
-  weight: number,
+  share: number,
   losses: Tensor[],
   isLast: boolean,
 ): void {
   const begun: { pass: Pass; inputs: PassInputs; sum: GradientSum }[] = [];
   try {
-    for (const [index, { model, sum, recorded }] of shares.entries()) {
+    for (const [index, { model, sum, recorded }] of workers.entries()) {
       const examples = passes[index];
       if (!examples) break;
-      const known = recorded.run(examples, weight);
+      const known = recorded.run(examples, share);
       if (known) {
         losses.push(copyOf(known.loss));
         sum.addBorrowed(known.gradients, isLast);
         continue;
       }
-      const inputs = new PassInputs(model, examples, weight);
+      const inputs = new PassInputs(model, examples, share);
       try {
         const pass = new Pass(model, inputs);
         begun.push({ pass, inputs, sum });
@@ -133,20 +134,22 @@ export function enqueueRound(
   }
 }
 
-function copyOf({ backend, shape, dtype, storage, size }: Tensor): Tensor {
-  const scope = new Scope(backend);
-  const copy = scope.keep(scope.empty(shape, dtype));
-  backend.copy(storage, 0, copy.storage, 0, size);
-  return copy;
+function copyOf(tensor: Tensor): Tensor {
+  const scope = new Scope(tensor.backend);
+  try {
+    return scope.keep(scope.copyOf(tensor));
+  } finally {
+    scope.free();
+  }
 }
 
 /**
- * Adds the gradients of all shares to those of the first one, in order. The
+ * Adds the gradients of all workers to those of the first one, in order. The
  * others are empty then.
  */
 export async function gather([first, ...others]: readonly [
-  Share,
-  ...Share[],
+  Worker,
+  ...Worker[],
 ]): Promise<void> {
   const to = first.model.backend;
   for (const { model, sum } of others) {
@@ -185,7 +188,7 @@ function copyBetween(source: Model, target: Model): Promise<void> {
  * set of them would not fit beside a large model.
  */
 function* additions(
-  { model: { backend }, sum }: Share,
+  { model: { backend }, sum }: Worker,
   { tensors }: GradientSum,
 ): Generator<readonly [source: Tensor, target: Tensor]> {
   for (const [name, gradient] of tensors) {

@@ -75,7 +75,7 @@ export async function* train(
     const { step } = event;
     if (evaluation && isDue(evaluation.every)) {
       const { documents, ...how } = evaluation;
-      trainer.freeRecordings();
+      trainer.freeRecording();
       const found = await evaluateDocuments(trainer.model, documents, how);
       yield { kind: 'evaluation', step, ...found };
     }

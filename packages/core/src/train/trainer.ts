@@ -1,6 +1,11 @@
 import type { Backend } from '../backend';
 import type { FloatType } from '../dtype';
-import { ArgumentError, AsaError, ConfigError } from '../errors';
+import {
+  ArgumentError,
+  AsaError,
+  ConfigError,
+  OutOfMemoryError,
+} from '../errors';
 import type { Folder } from '../io/files';
 import { loadModel } from '../io/model-folder';
 import type { Model } from '../model/model';
@@ -224,12 +229,13 @@ export class Trainer {
   }
 
   /**
-   * Gives back what is kept between steps, the memory of a pass on each backend
-   * that records: before other work there that needs much. The next step takes
-   * it again.
+   * Gives back what is kept on the model's own backend between steps, the memory
+   * of a pass where that records: before other work there that needs much. The
+   * next step takes it again.
    */
-  freeRecordings(): void {
-    this.replicas.freeRecordings();
+  freeRecording(): void {
+    const [{ recorded }] = this.replicas.workers;
+    recorded.free();
   }
 
   /** Frees optimizer and replicas; the model stays its owner's. */
@@ -260,8 +266,14 @@ export class Trainer {
     // whoever wrote the model's weights since, the replicas have them.
     await this.replicas.copyWeights();
     for (;;) {
-      const found = await this.attempt(passes, targets, at);
-      if (found) return found;
+      try {
+        const found = await this.attempt(passes, targets, at);
+        if (found) return found;
+      } catch (error) {
+        // A recording gives no memory back in between.
+        const isFull = error instanceof OutOfMemoryError;
+        if (!isFull || !this.replicas.stopRecording()) throw error;
+      }
     }
   }
 
@@ -276,17 +288,17 @@ export class Trainer {
     const scope = new Scope(this.model.backend);
     const lossScale = this.lossScale?.value;
     const scale = lossScale ?? 1;
-    const { shares } = this.replicas;
-    const [{ sum }] = shares;
+    const { workers } = this.replicas;
+    const [{ sum }] = workers;
     const parts: Tensor[] = [];
     try {
       // No wait in between: all backends work at the same time.
-      const rounds = chunks(passes, shares.length);
+      const rounds = chunks(passes, workers.length);
       for (const [index, round] of rounds.entries()) {
         const isLast = index === rounds.length - 1;
-        enqueueRound(shares, round, scale / targets, parts, isLast);
+        enqueueRound(workers, round, scale / targets, parts, isLast);
       }
-      await gather(shares);
+      await gather(workers);
       const { tensors } = sum;
       const norm = this.optimizer.squaredNorm(scope, tensors);
       const scaled = { ...at, lossScale };
@@ -301,7 +313,7 @@ export class Trainer {
       this.lossScale?.grow();
       return { loss, gradientNorm, ...(lossScale && { lossScale }) };
     } finally {
-      for (const share of shares) share.sum.empty();
+      for (const worker of workers) worker.sum.empty();
       for (const part of parts) part.free();
       scope.free();
     }

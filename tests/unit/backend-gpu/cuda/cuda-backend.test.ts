@@ -242,6 +242,14 @@ describe.skipIf(!isLinux)('a recording', () => {
     expect(addressOf(tensor(1, 2).storage)).toBe(address);
   });
 
+  it('is freed with the backend, and may be freed behind it', async () => {
+    const recording = backend.record(() => {});
+    await backend.destroy();
+    expect(cuda.memory.size).toBe(0);
+    recording.free();
+    expect(() => recording.replay()).toThrow('was destroyed');
+  });
+
   it('refuses to wait inside, and is dropped when its body fails', () => {
     const x = tensor(1);
     const body = () => {

@@ -74,7 +74,7 @@ extern "C" __global__ void gatedSumBackward(Branches u, const T *dY,
   i64 row = globalIndex() / LANES;
   // Lanes without a row take part in the sums.
   bool isRow = row < rows;
-  float g[BRANCHES], dots[BRANCHES] = {}, deltas[BRANCHES] = {};
+  float g[BRANCHES] = {}, dots[BRANCHES] = {}, deltas[BRANCHES] = {};
   int width = isRow ? u.width : 0;
   RowPiece piece;
   for (int c = threadIdx.x % LANES * PIECE; c < width; c += LANES * PIECE) {
