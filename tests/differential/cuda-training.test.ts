@@ -216,8 +216,8 @@ describe.skipIf(reason)(`recorded training, emulated ${reason ?? ''}`, () => {
       }
     };
     // The least that is enough without, and what is not.
-    let [little, enough] = [100_000, 3_000_000];
-    while (enough / little > 1.01) {
+    let [little, enough] = [400_000, 1_600_000];
+    while (enough / little > 1.03) {
       const limit = Math.sqrt(little * enough);
       if (await under(limit, false)) enough = limit;
       else little = limit;

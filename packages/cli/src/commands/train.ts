@@ -436,7 +436,9 @@ async function openTrainer(
     note(`going on behind step ${trainer.steps}`);
     return trainer;
   }
-  const parameters = await initialParameters(backend, model, { seed, dtype });
+  const parameters = await withProgress('first weights', (onProgress) =>
+    initialParameters(backend, model, { seed, dtype, onProgress }),
+  );
   return new Trainer(new Model(backend, model, parameters), documents, config, {
     replicas,
   });

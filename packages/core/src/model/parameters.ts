@@ -36,6 +36,13 @@ export function parameterCount(config: ModelConfig): number {
 /** The tensors of a model on a backend, by name. Whoever made them frees them. */
 export type Parameters = ReadonlyMap<string, Tensor>;
 
+export interface InitialParametersOptions {
+  readonly seed: number;
+  readonly dtype: FloatType;
+  /** Called behind each parameter with the values made so far, and all. */
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
 /**
  * New parameters: the same seed gives the same values on every backend.
  * Matrices are normal with their deviation; outputs of blocks are smaller by
@@ -44,9 +51,11 @@ export type Parameters = ReadonlyMap<string, Tensor>;
 export async function initialParameters(
   backend: Backend,
   config: ModelConfig,
-  { seed, dtype }: { readonly seed: number; readonly dtype: FloatType },
+  { seed, dtype, onProgress }: InitialParametersOptions,
 ): Promise<Parameters> {
   const random = Random.fromSeed(seed);
+  const total = parameterCount(config);
+  let done = 0;
   const residual = 1 / Math.sqrt(2 * config.layers);
   return uploadParameters(
     backend,
@@ -54,10 +63,15 @@ export async function initialParameters(
     modelParameters(config),
     async ({ name, shape, init }) => {
       const values = new Float64Array(sizeOf(shape));
-      if ('constant' in init) return values.fill(init.constant);
-      const isOutput = /\.(o_proj|down_proj)\.weight$/.test(name);
-      const deviation = init.normal * (isOutput ? residual : 1);
-      return values.map(() => deviation * random.normal());
+      if ('constant' in init) {
+        values.fill(init.constant);
+      } else {
+        const isOutput = /\.(o_proj|down_proj)\.weight$/.test(name);
+        random.fillNormal(values, init.normal * (isOutput ? residual : 1));
+      }
+      done += values.length;
+      onProgress?.(done, total);
+      return values;
     },
   );
 }
