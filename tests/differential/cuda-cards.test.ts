@@ -2,25 +2,23 @@
  * Several cards in one process, on the emulated ones: device 1 works as late as
  * it may, and no device's kernels see another one's memory.
  */
-import { type Backend, type Storage, Trainer } from '@asa/core';
+import type { Backend, Storage } from '@asa/core';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { CudaBackend } from '../../packages/backend-gpu/src/cuda/cuda-backend';
 import { whyNoEmulator } from '../cuda-emulator/build.mjs';
 import { openEmulated } from '../cuda-emulator/open';
-import { bitsOf, documentsOf, newModel } from '../unit/train/models';
+import { documentsOf, trained as train } from '../unit/train/models';
 
 const reason = whyNoEmulator();
 const documents = documentsOf(19, 3, 8, 30, 5);
 
-/** What two steps leave, and what their events say. */
-async function trained(
-  [backend, ...replicas]: readonly [Backend, ...Backend[]],
+const trained = (
+  backends: readonly [Backend, ...Backend[]],
   microRows: number,
-  dtype: 'f32' | 'f16' | 'bf16' = 'f32',
-) {
-  const model = await newModel(backend, undefined, dtype);
-  const trainer = new Trainer(
-    model,
+  dtype?: 'f32' | 'f16' | 'bf16',
+) =>
+  train(
+    backends,
     documents,
     {
       seed: 11,
@@ -30,18 +28,8 @@ async function trained(
       microRows,
       schedule: { kind: 'constant', peak: 0.02, warmup: 0 },
     },
-    { replicas },
+    dtype,
   );
-  const events = [];
-  for (let i = 0; i < 2; i++) {
-    const { tokensPerSecond: _, ...event } = await trainer.step();
-    events.push(event);
-  }
-  const weights = await bitsOf(model.parameters);
-  trainer.free();
-  model.free();
-  return { events, weights };
-}
 
 describe.skipIf(reason)(`several CUDA cards, emulated ${reason ?? ''}`, () => {
   let first: CudaBackend;

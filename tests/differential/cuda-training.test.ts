@@ -15,7 +15,12 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { RecordedPasses } from '../../packages/core/src/train/recorded-pass';
 import { whyNoEmulator } from '../cuda-emulator/build.mjs';
 import { openEmulated } from '../cuda-emulator/open';
-import { bitsOf, documentsOf, newModel, tiny } from '../unit/train/models';
+import {
+  documentsOf,
+  newModel,
+  tiny,
+  trained as train,
+} from '../unit/train/models';
 
 const config: TrainConfigInput = {
   seed: 11,
@@ -48,28 +53,20 @@ interface Run {
 }
 const onePass: Partial<TrainConfigInput> = { microRows: 4 };
 
-/** Events and weights of some steps, and how many recordings each backend made. */
+/** Events and weights of a run, and how many recordings each backend made. */
 async function trained(
-  [backend, ...replicas]: readonly [Backend, ...Backend[]],
-  { documents = even, change = {}, dtype = 'f32', model: shape }: Run = {},
+  backends: readonly [Backend, ...Backend[]],
+  { documents = even, change, dtype, model }: Run = {},
 ) {
-  const all = [backend, ...replicas];
-  const records = all.map((each) => each.record && vi.spyOn(each, 'record'));
-  const model = await newModel(backend, shape, dtype);
+  const records = backends.map(
+    (each) => each.record && vi.spyOn(each, 'record'),
+  );
   const settings = { ...config, ...change };
-  const trainer = new Trainer(model, documents, settings, { replicas });
-  const events = [];
-  for (let i = 0; i < settings.steps; i++) {
-    const { tokensPerSecond: _, ...event } = await trainer.step();
-    events.push(event);
-  }
-  const weights = await bitsOf(model.parameters);
-  trainer.free();
-  model.free();
-  for (const each of all) expect(each.memory().bytesInUse).toBe(0);
+  const found = await train(backends, documents, settings, dtype, model);
+  for (const each of backends) expect(each.memory().bytesInUse).toBe(0);
   const recordings = records.map((spy) => spy?.mock.calls.length ?? 0);
   for (const spy of records) spy?.mockRestore();
-  return { events, weights, recordings };
+  return { ...found, recordings };
 }
 
 /** `body` while backends record in another way, or not at all. */

@@ -6,7 +6,11 @@ import {
   type ModelConfigInput,
   parseConfig,
 } from '@asa/core';
-import { Documents } from '../../../packages/core/src/train';
+import {
+  Documents,
+  type TrainConfigInput,
+  Trainer,
+} from '../../../packages/core/src/train';
 
 const latent = { heads: 2, contentWidth: 4, valueWidth: 3, ropeWidth: 2 };
 
@@ -52,6 +56,27 @@ export const documentsOf = (...lengths: number[]): Documents =>
       Array.from({ length }, (_, i) => (i * i + 3 * d + (i >> 1)) % 13),
     ),
   );
+
+/** What all steps of a run leave, and what their events say but for speed. */
+export async function trained(
+  [backend, ...replicas]: readonly [Backend, ...Backend[]],
+  documents: Documents,
+  config: TrainConfigInput,
+  dtype: 'f32' | 'f16' | 'bf16' = 'f32',
+  shape?: ModelConfig,
+) {
+  const model = await newModel(backend, shape, dtype);
+  const trainer = new Trainer(model, documents, config, { replicas });
+  const events = [];
+  for (let i = 0; i < config.steps; i++) {
+    const { tokensPerSecond: _, ...event } = await trainer.step();
+    events.push(event);
+  }
+  const weights = await bitsOf(model.parameters);
+  trainer.free();
+  model.free();
+  return { events, weights };
+}
 
 /** Bits of every tensor, so that equal means equal. */
 export async function bitsOf(

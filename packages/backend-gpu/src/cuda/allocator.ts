@@ -68,6 +68,7 @@ export class Allocator {
     const { arena } = this;
     const block = this.idle.take(size) ?? this.create(size, bytes, inUse);
     block.arena = arena;
+    arena?.blocks.add(block);
     arena?.written.add(block);
     return block;
   }
@@ -95,10 +96,8 @@ export class Allocator {
     arena.isOpen = false;
     for (const block of arena.idle.drain()) this.give(block);
     for (const block of arena.resting.splice(0)) this.give(block);
-    for (const set of [arena.blocks, arena.written]) {
-      for (const block of set) block.arena = undefined;
-      set.clear();
-    }
+    for (const block of arena.blocks) block.arena = undefined;
+    arena.blocks.clear();
   }
 
   /** Gives idle memory back to the device. */

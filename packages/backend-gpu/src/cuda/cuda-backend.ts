@@ -26,6 +26,7 @@ import type {
 import type { Compiler } from './compiler';
 import type { DeviceFacts, Driver } from './driver';
 import { Functions } from './functions';
+import { giveBack } from './give-back';
 import type { KernelCache } from './kernel-cache';
 import {
   createKernels,
@@ -267,12 +268,11 @@ export class CudaBackend implements Backend, KernelContext {
     if (this.destroyed) return;
     this.destroyed = true;
     for (const memory of this.live) this.free(memory as Storage);
-    for (const recorded of this.recordings) recorded.free();
     const { driver } = this;
-    // A lost device gives nothing back, and says so each time.
-    const steps = [
+    giveBack([
       () => driver.makeCurrent(),
       () => driver.synchronize(this.stream),
+      ...[...this.recordings].map((recorded) => () => recorded.free()),
       () => this.staging.destroy(),
       () => this.products.destroy(),
       () => this.functions.destroy(),
@@ -280,12 +280,7 @@ export class CudaBackend implements Backend, KernelContext {
       () => driver.destroyEvent(this.event),
       () => driver.destroyStream(this.stream),
       () => driver.releaseContext(this.parts.device),
-    ];
-    for (const step of steps) {
-      try {
-        step();
-      } catch {}
-    }
+    ]);
   }
 
   run(launch: Launch): void {

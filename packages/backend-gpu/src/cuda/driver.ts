@@ -427,7 +427,10 @@ export class Driver {
     this.check('cuStreamBeginCapture', status);
   }
 
-  /** Ends a capture; what was captured, ready to launch, or nothing for want of memory. */
+  /**
+   * Ends a capture; what was captured, ready to launch, or nothing where there is
+   * no room for it.
+   */
   endCapture(stream: CudaStream): CudaGraphExec | undefined {
     const { cuda, out } = this;
     const ended = cuda.cuStreamEndCapture(stream, out.memory);

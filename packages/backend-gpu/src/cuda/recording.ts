@@ -2,6 +2,7 @@ import { OutOfMemoryError, type Recording } from '@asa/core';
 import type { Allocator, Arena, Block } from './allocator';
 import type { CudaEvent, CudaGraphExec, CudaStream } from './bindings';
 import type { Driver } from './driver';
+import { giveBack } from './give-back';
 import type { Memory } from './memory';
 
 /**
@@ -99,16 +100,11 @@ export class Recorded implements Recording {
     this.allocator.freeArena(this.arena);
     this.used.clear();
     const { driver, graph } = this;
-    const steps = [
+    giveBack([
       () => graph !== undefined && driver.destroyGraph(graph),
       () => driver.destroyEvent(this.event),
       () => driver.destroyStream(this.hostStream),
-    ];
-    for (const step of steps) {
-      try {
-        step();
-      } catch {}
-    }
+    ]);
   }
 
   /** What is enqueued from now on runs behind what the host has written. */

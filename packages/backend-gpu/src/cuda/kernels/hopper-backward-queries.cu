@@ -11,6 +11,36 @@ struct Barriers {
   Mbarrier keys[STAGES], keysFree[STAGES];
 };
 
+/** Two neighbours of a row of sums. */
+__device__ inline void addPair(float (&x)[4], int half, float factor,
+                               unsigned two) {
+  float low, high;
+  unpack(low, high, two, T());
+  x[2 * half] = x[2 * half] * factor + low;
+  x[2 * half + 1] = x[2 * half + 1] * factor + high;
+}
+/**
+ * x = x factor + plus, of such a row, -1 for none. A lane loads what `emitRow` has
+ * it store, and lanes change halves back.
+ */
+template <int COLUMNS>
+__device__ inline void addPlus(float (&x)[COLUMNS][4], int half, float factor,
+                               const QueryGradients &d, i64 row) {
+  bool isOdd = threadIdx.x & 1;
+  int column = laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
+  const T *from = d.plus + row * WIDTH;
+#pragma unroll
+  for (int n = 0; n < COLUMNS; n += 2) {
+    int c = 8 * n + column;
+    uint2 four = make_uint2(0, 0);
+    if (row >= 0 && c < WIDTH) four = __ldg((const uint2 *)(from + c));
+    unsigned given = isOdd ? four.x : four.y;
+    unsigned taken = __shfl_xor_sync(0xffffffff, given, 1);
+    addPair(x[n], half, factor, isOdd ? taken : four.x);
+    addPair(x[n + 1], half, factor, isOdd ? four.y : taken);
+  }
+}
+
 __device__ inline void copyAll(const Call &u, const T *dO, T *tileQ, T *tileO,
                                T *stages, Barriers &barriers, int count,
                                int tiles, int sequences) {
@@ -178,8 +208,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       i64 index = tile.rows(u).numberOf(row + 8 * half);
-      if (PLUS) addPlus(sums, half, u.scale, d, index, 0);
-      emitGradient(sums, half, u.scale, d, index, 0);
+      // What is added must not be multiplied.
+      if (PLUS) addPlus(sums, half, u.scale, d, index);
+      emitGradient(sums, half, PLUS ? 1 : u.scale, d, index, 0);
     }
   }
 }

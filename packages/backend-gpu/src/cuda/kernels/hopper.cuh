@@ -443,49 +443,16 @@ __device__ inline void storeFour(T *at, unsigned low, unsigned high) {
   *(uint2 *)at = make_uint2(low, high);
 }
 
-/**
- * A row of sums as a query's gradient, of columns `first ..`. With PLUS the sums
- * are what is stored: `addPlus` has given them the factor.
- */
+/** A row of sums, times a factor, as a query's gradient, of columns `first ..`. */
 template <int COLUMNS>
 __device__ inline void emitGradient(const float (&x)[COLUMNS][4], int half,
                                     float factor, const QueryGradients &d,
                                     i64 row, int first) {
-  emitRow(x, half, PLUS ? 1 : factor, [&](int c, unsigned low, unsigned high) {
+  emitRow(x, half, factor, [&](int c, unsigned low, unsigned high) {
     c += first;
     if (row < 0 || c >= WIDTH + ROPE) return;
     storeFour(gradientAt(d, row, c), low, high);
   });
-}
-
-/** Two neighbours of such a row. */
-__device__ inline void addPair(float (&x)[4], int half, float factor,
-                               unsigned two) {
-  float low, high;
-  unpack(low, high, two, T());
-  x[2 * half] = x[2 * half] * factor + low;
-  x[2 * half + 1] = x[2 * half + 1] * factor + high;
-}
-/**
- * x = x factor + plus, of such a row, -1 for none. A lane loads what `emitRow` has
- * it store, and lanes change halves back.
- */
-template <int COLUMNS>
-__device__ inline void addPlus(float (&x)[COLUMNS][4], int half, float factor,
-                               const QueryGradients &d, i64 row, int first) {
-  bool isOdd = threadIdx.x & 1;
-  int column = first + laneColumn() / 4 * 4 + (isOdd ? 8 : 0);
-  const T *from = d.plus + row * WIDTH;
-#pragma unroll
-  for (int n = 0; n < COLUMNS; n += 2) {
-    int c = 8 * n + column;
-    uint2 four = make_uint2(0, 0);
-    if (row >= 0 && c < WIDTH) four = __ldg((const uint2 *)(from + c));
-    unsigned given = isOdd ? four.x : four.y;
-    unsigned taken = __shfl_xor_sync(0xffffffff, given, 1);
-    addPair(x[n], half, factor, isOdd ? taken : four.x);
-    addPair(x[n + 1], half, factor, isOdd ? four.y : taken);
-  }
 }
 
 /**
