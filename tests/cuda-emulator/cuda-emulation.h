@@ -250,6 +250,9 @@ inline int __all_sync(unsigned lanes, int vote) {
 }
 
 // ptx.cuh: the same functions without PTX.
+inline int4 loadOnce(const void *from, bool isThere) {
+  return isThere ? *(const int4 *)from : make_int4(0, 0, 0, 0);
+}
 inline void storeFourIf(bool isThere, void *at, unsigned low, unsigned high) {
   if (!isThere) return;
   ((unsigned *)at)[0] = low;

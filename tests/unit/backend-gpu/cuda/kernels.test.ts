@@ -110,6 +110,17 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   'column-sum': [{ T: 'bf16' }],
   compress: [{ T: 'bf16' }],
   'cross-entropy': [{ T: 'bf16' }],
+  'few-rows': [
+    { T: 'bf16', ROWS: 1, COLUMNS: 1, HELD: 4 },
+    { T: 'bf16', ROWS: 1, COLUMNS: 1, HELD: 11 },
+    { T: 'bf16', ROWS: 1, COLUMNS: 2, HELD: 4 },
+    { T: 'f16', ROWS: 1, COLUMNS: 2, HELD: 8 },
+    { T: 'bf16', ROWS: 2, COLUMNS: 1, HELD: 6 },
+    { T: 'bf16', ROWS: 2, COLUMNS: 2, HELD: 4 },
+    { T: 'bf16', ROWS: 4, COLUMNS: 1, HELD: 4 },
+    { T: 'bf16', ROWS: 4, COLUMNS: 2, HELD: 4 },
+    { T: 'f16', ROWS: 4, COLUMNS: 2, HELD: 4 },
+  ].map((form) => ({ ...form, MOST: 8 })),
   fill: [{}],
   'flash-backward-blocks': [
     {

@@ -21,7 +21,7 @@ import { gatedSumKernels } from './gated-sum';
 import { gatherRowsKernels } from './gather-rows';
 import { headMatmulKernels } from './head-matmul';
 import { linearAttentionKernels, reasonAgainstWidth } from './linear-attention';
-import { matmulKernels } from './matmul';
+import { matmulKernels, matmulMany } from './matmul';
 import { rmsNormKernels } from './rms-norm';
 import { ropeKernels } from './rope';
 import { sampleKernels } from './sample';
@@ -59,7 +59,11 @@ export function createKernels(context: KernelContext): KernelTable {
 
 /** Operators of which a step has many calls, each of little work. */
 export function createManyKernels(context: KernelContext): ManyKernelTable {
-  return { ...squaredNormMany(context), ...adamwMany(context) };
+  return {
+    ...matmulMany(context),
+    ...squaredNormMany(context),
+    ...adamwMany(context),
+  };
 }
 
 type Specs = Readonly<Record<string, TensorSpec | undefined>>;

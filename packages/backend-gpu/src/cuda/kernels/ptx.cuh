@@ -35,6 +35,22 @@ __device__ inline unsigned bfloatsOfFloats(float low, float high) {
   return y;
 }
 
+/**
+ * ld.global.nc (9.7.9.9): 16 bytes that are read once, around the L1 cache;
+ * zeros, and nothing read, where they are not there.
+ */
+__device__ inline int4 loadOnce(const void *from, bool isThere) {
+  int4 x = make_int4(0, 0, 0, 0);
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.u32 p, %5, 0;\n"
+               "@p ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               "}"
+               : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w)
+               : "l"(from), "r"((unsigned)isThere));
+  return x;
+}
+
 /** st: where it is, without a branch around it. */
 __device__ inline void storeFourIf(bool isThere, void *at, unsigned low,
                                    unsigned high) {

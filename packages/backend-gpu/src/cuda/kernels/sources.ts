@@ -17,6 +17,7 @@ import columnSum from './column-sum.cu';
 import common from './common.cuh';
 import compress from './compress.cu';
 import crossEntropy from './cross-entropy.cu';
+import fewRows from './few-rows.cu';
 import fill from './fill.cu';
 import flash from './flash.cuh';
 import flashBackwardBlocks from './flash-backward-blocks.cu';
@@ -91,6 +92,7 @@ export const sources = {
   'column-sum': columnSum,
   compress,
   'cross-entropy': crossEntropy,
+  'few-rows': fewRows,
   fill,
   'flash-backward-blocks': flashBackwardBlocks,
   'flash-backward-keys': flashBackwardKeys,
