@@ -5,12 +5,15 @@ import { launchesOf, type ManyLaunch, padded } from './many';
 
 const THREADS = 256;
 const WARPS = THREADS / 32;
-/** Products of a launch, and rows that a lane has sums of. */
+/** Products of a launch, and their rows. */
 const MOST = 8;
 const MOST_ROWS = 4;
-/** Pieces that a lane keeps, 16 bytes each: six take 24 registers. */
+/** Pieces that a lane holds, of 16 bytes: 96 registers of 128. */
 const MOST_PIECES = 24;
-/** Columns of a multiprocessor from which on a warp takes two at a time. */
+/**
+ * Columns of a multiprocessor behind which a warp has two at a time: then there
+ * are warps enough to keep memory busy, and rows of `a` are read half as often.
+ */
 const MANY_COLUMNS = 32;
 
 const none = [undefined, undefined, undefined, undefined, i32(0), i32(0)];
@@ -45,30 +48,33 @@ export function multiplyFewRows(
   context: KernelContext,
   products: readonly Product[],
 ): void {
-  const columns = products.reduce((sum, product) => sum + product.columns, 0);
+  const all = products.reduce((sum, { columns }) => sum + columns, 0);
   const many = MANY_COLUMNS * context.facts.multiprocessors;
-  const warpColumns = columns > many ? 2 : 1;
+  const columns = all > many ? 2 : 1;
+  const [{ rows } = { rows: 1 }] = products;
   const launches = launchesOf(
     products,
-    ({ rows }) => rows,
+    () => undefined,
     ({ y }) => y.tensor,
-    // Blocks of threads have some columns of all rows.
-    {
-      elements: WARPS * warpColumns * (products[0]?.rows ?? 1),
-      most: MOST,
-    },
+    // A block of threads has some columns of all rows.
+    { elements: WARPS * columns * rows, most: MOST },
   );
-  for (const launch of launches) multiply(context, launch, warpColumns);
+  for (const launch of launches) launchParts(context, launch, columns);
 }
 
-function multiply(
+/** @param columns a warp's. */
+function launchParts(
   context: KernelContext,
-  { parts, blocks }: ManyLaunch<Product, number>,
+  { parts, blocks }: ManyLaunch<Product, undefined>,
   columns: number,
 ): void {
   const [first] = parts;
   if (!first) return;
   const { a, rows, inner } = first.call;
+  const products = parts.map(({ call, start }) => [
+    ...[call.a.tensor, call.b.tensor, call.plus, call.y.tensor],
+    ...[i32(call.columns), i32(start)],
+  ]);
   context.run({
     file: 'few-rows',
     entry: 'fewRows',
@@ -81,22 +87,14 @@ function multiply(
     },
     grid: [blocks],
     threads: [THREADS],
-    arguments: [
-      ...padded(
-        parts.map(({ call, start }) => [
-          ...[call.a.tensor, call.b.tensor, call.plus, call.y.tensor],
-          ...[i32(call.columns), i32(start)],
-        ]),
-        none,
-        MOST,
-      ),
-      i32(inner),
-      i32(parts.length),
-    ],
+    arguments: [...padded(products, none, MOST), i32(inner), i32(parts.length)],
   });
 }
 
-/** Pieces of a row that a lane has at a time: as many each time. */
+/**
+ * Pieces of a vector that a lane holds at a time, as many each time.
+ * @param vectors rows and columns of a warp.
+ */
 function heldOf(inner: number, vectors: number): number {
   const pieces = Math.ceil(inner / (32 * PIECE));
   const most = Math.floor(MOST_PIECES / vectors);
