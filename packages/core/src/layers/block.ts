@@ -1,7 +1,7 @@
 import type { AttentionConfig, ModelConfig } from '../model/config';
 import { swiglu } from '../ops/swiglu';
 import type { Tensor } from '../tensor';
-import { type LayerContext, linear, norm } from './context';
+import { type LayerContext, linear, linears, norm } from './context';
 import { gatedLinear, linearParameters } from './gated-linear';
 import { gla, glaParameters } from './gla';
 import { gqa, gqaParameters } from './gqa';
@@ -59,14 +59,10 @@ function feedForward(
   weights: Weights,
   plus: Tensor,
 ): Tensor {
-  const { y } = context.scope.run(
-    swiglu,
-    {
-      gate: linear(context, x, weights('gate_proj.weight')),
-      up: linear(context, x, weights('up_proj.weight')),
-    },
-    {},
-  );
+  const names = ['gate_proj.weight', 'up_proj.weight'] as const;
+  const product = linears(context, x, weights, names);
+  const [gate, up] = [product(names[0]), product(names[1])];
+  const { y } = context.scope.run(swiglu, { gate, up }, {});
   return linear(context, y, weights('down_proj.weight'), plus);
 }
 

@@ -3,6 +3,7 @@ import { rmsNorm } from '../ops/rms-norm';
 import type { Scope } from '../scope';
 import type { Blocking, Sequences } from '../sequences';
 import type { Tensor } from '../tensor';
+import { type Weights, weightsFrom } from './parameters';
 
 /** Tensors of one row a token (or a block) each, by name. */
 export type Rows = Readonly<Record<string, Tensor>>;
@@ -79,18 +80,7 @@ export interface LayerContext {
   readonly form: 'auto' | 'expanded' | 'absorbed';
 }
 
-/** `W x` with `W [out, in]`, cut into heads of `width`: `[N, out / width, width]`. */
-export function project(
-  { scope }: LayerContext,
-  x: Tensor,
-  weight: Tensor,
-  width: number,
-): Tensor {
-  const y = scope.run(matmul, { a: x, b: weight }, { transposeB: true }).y;
-  return y.reshape([x.shape[0] ?? 0, (weight.shape[0] ?? 0) / width, width]);
-}
-
-/** `W x`, or `W x + plus`, `[N, out]`. */
+/** `W x`, or `W x + plus`, `[N, out]` with `W [out, in]`. */
 export function linear(
   { scope }: Pick<LayerContext, 'scope'>,
   x: Tensor,
@@ -100,6 +90,26 @@ export function linear(
   return scope.run(matmul, { a: x, b: weight, plus }, { transposeB: true }).y;
 }
 
+/**
+ * `W x` with each of these weights, by their names: for decoding a backend may put
+ * such products into one launch.
+ */
+export function linears(
+  { scope }: Pick<LayerContext, 'scope'>,
+  x: Tensor,
+  weights: Weights,
+  names: readonly string[],
+): Weights {
+  const calls = names.map((name) => ({
+    inputs: { a: x, b: weights(name) },
+    attributes: { transposeB: true },
+  }));
+  const products = scope
+    .runMany(matmul, calls)
+    .map(({ y }, i) => [names[i] ?? '', y] as const);
+  return weightsFrom(new Map(products));
+}
+
 /** RMSNorm over the last axis of x. */
 export function norm(
   { scope, normEps }: LayerContext,
@@ -107,6 +117,12 @@ export function norm(
   weight: Tensor,
 ): Tensor {
   return scope.run(rmsNorm, { x, weight }, { eps: normEps }).y;
+}
+
+/** `[N, H D]` as heads of `width`, `[N, H, D]`. */
+export function splitHeads(x: Tensor, width: number): Tensor {
+  const [rows = 0, columns = 0] = x.shape;
+  return x.reshape([rows, columns / width, width]);
 }
 
 /** `[N, H, D]` as the `[N, H D]` that an output projection reads. */

@@ -2,7 +2,14 @@ import type { LinearConfig } from '../model/config';
 import { linearAttention } from '../ops/linear-attention';
 import { swiglu } from '../ops/swiglu';
 import type { Tensor } from '../tensor';
-import { joinHeads, type LayerContext, linear, norm, project } from './context';
+import {
+  joinHeads,
+  type LayerContext,
+  linear,
+  linears,
+  norm,
+  splitHeads,
+} from './context';
 import {
   constant,
   matrix,
@@ -38,22 +45,27 @@ export function gatedLinear(
   context: LayerContext,
   h: Tensor,
   weights: Weights,
-  { heads, keyWidth, valueWidth, chunk, temperature }: LinearConfig,
+  { keyWidth, valueWidth, chunk, temperature }: LinearConfig,
   plus?: Tensor,
 ): Tensor {
   const { scope, past } = context;
-  const rows = h.shape[0] ?? 0;
+  const product = linears(context, h, weights, [
+    'q_proj.weight',
+    'k_proj.weight',
+    'v_proj.weight',
+    'decay_proj.weight',
+    'gate_proj.weight',
+  ]);
   const head = (name: string, width: number) =>
-    project(context, h, weights(`${name}_proj.weight`), width);
-  const v = head('v', valueWidth);
+    splitHeads(product(`${name}_proj.weight`), width);
   const visible = past.extend('none', {});
   const { o, last } = scope.run(
     linearAttention,
     {
       q: head('q', keyWidth),
       k: head('k', keyWidth),
-      v,
-      decay: head('decay', 1).reshape([rows, heads]),
+      v: head('v', valueWidth),
+      decay: product('decay_proj.weight'),
       bias: weights('decay_proj.bias'),
       state: past.state(),
     },
@@ -65,7 +77,7 @@ export function gatedLinear(
     },
   );
   past.rememberState(last);
-  const gate = linear(context, h, weights('gate_proj.weight'));
+  const gate = product('gate_proj.weight');
   const normed = joinHeads(norm(context, o, weights('o_norm.weight')));
   const { y } = scope.run(swiglu, { gate, up: normed }, {});
   return linear(context, y, weights('o_proj.weight'), plus);

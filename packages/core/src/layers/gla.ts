@@ -9,13 +9,12 @@ import {
   compressRotary,
   compressRows,
 } from './compression';
-import { joinHeads, type LayerContext, linear, project } from './context';
+import { joinHeads, type LayerContext, linear, splitHeads } from './context';
 import {
   latentParameters,
-  latentQueries,
   latentReading,
-  latentRows,
   latentScale,
+  latents,
 } from './latent';
 import {
   constant,
@@ -68,8 +67,9 @@ export function gla(
   const { groups, compression, selection } = config;
   const { length, stride } = compression;
   const { sharing, blockSize } = selection;
-  const { qC, qR } = latentQueries(context, h, weights, config);
-  const rows = latentRows(context, h, weights, config);
+  const { qC, qR, rows, product } = latents(context, h, weights, config, [
+    'gate_proj.weight',
+  ]);
   const visible = past.extend('latent', rows);
 
   const blocks = past.compress(
@@ -136,7 +136,7 @@ export function gla(
   const o = scope.run(
     gatedSum,
     {
-      gates: project(context, h, weights('gate_proj.weight'), branches),
+      gates: splitHeads(product('gate_proj.weight'), branches),
       bias: config.gateBias ? weights('gate_proj.bias') : undefined,
       compressed: compressed.o,
       selected: selected.o,

@@ -1,7 +1,13 @@
 import type { GqaConfig } from '../model/config';
 import { attention } from '../ops/attention';
 import type { Tensor } from '../tensor';
-import { joinHeads, type LayerContext, linear, project } from './context';
+import {
+  joinHeads,
+  type LayerContext,
+  linear,
+  linears,
+  splitHeads,
+} from './context';
 import { matrix, type ParameterSpec, type Weights } from './parameters';
 
 export function gqaParameters(
@@ -27,15 +33,16 @@ export function gqa(
   { headWidth, window }: GqaConfig,
   plus?: Tensor,
 ): Tensor {
-  const { scope, past, rotate } = context;
+  const { scope, past, rotateMany } = context;
+  const product = linears(context, h, weights, [
+    'q_proj.weight',
+    'k_proj.weight',
+    'v_proj.weight',
+  ]);
   const head = (name: string) =>
-    project(context, h, weights(`${name}_proj.weight`), headWidth);
-  const q = rotate(head('q'));
-  const visible = past.extend(
-    'kv',
-    { k: rotate(head('k')), v: head('v') },
-    window,
-  );
+    splitHeads(product(`${name}_proj.weight`), headWidth);
+  const [q, k] = rotateMany([head('q'), head('k')]);
+  const visible = past.extend('kv', { k, v: head('v') }, window);
   const { o } = scope.run(
     attention,
     { q, ...visible.rows },

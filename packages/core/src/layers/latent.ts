@@ -1,7 +1,7 @@
 import type { GlaConfig, MlaConfig } from '../model/config';
 import { headMatmul } from '../ops/head-matmul';
 import type { Tensor } from '../tensor';
-import { type LayerContext, linear, norm, project } from './context';
+import { type LayerContext, linears, norm, splitHeads } from './context';
 import {
   constant,
   matrix,
@@ -37,45 +37,54 @@ export function latentParameters(
   ];
 }
 
-/** `qC [N, H, dh]` and the rotated `qR [N, H, dR]`. */
-export function latentQueries(
-  context: LayerContext,
-  h: Tensor,
-  weights: Weights,
-  { contentWidth, ropeWidth, queryLatentWidth }: LatentConfig,
-): { qC: Tensor; qR: Tensor } {
-  const cQ =
-    queryLatentWidth === undefined
-      ? h
-      : norm(
-          context,
-          linear(context, h, weights('q_down_proj.weight')),
-          weights('q_down_norm.weight'),
-        );
-  return {
-    qC: project(context, cQ, weights('q_up_proj.weight'), contentWidth),
-    qR: context.rotate(
-      project(context, cQ, weights('q_rope_proj.weight'), ropeWidth),
-    ),
-  };
+const ofQueries = ['q_up_proj.weight', 'q_rope_proj.weight'];
+
+/** What a latent layer makes of its input `[N, hidden]`. */
+export interface Latents {
+  /** `[N, H, dh]` and, rotated, `[N, H, dR]`. */
+  readonly qC: Tensor;
+  readonly qR: Tensor;
+  /** What is cached: normed latents `c [N, G, dg]`, rotated `kR [N, 1, dR]`. */
+  readonly rows: { readonly c: Tensor; readonly kR: Tensor };
+  /** Products of the input with further weights, by their names. */
+  readonly product: Weights;
 }
 
-/** The cached row: normed latents `c [N, G, dg]`, rotated `kR [N, 1, dR]`. */
-export function latentRows(
+/** @param further weights that the input is multiplied with beside its own. */
+export function latents(
   context: LayerContext,
   h: Tensor,
   weights: Weights,
-  { latentWidth, ropeWidth }: LatentConfig,
-): { c: Tensor; kR: Tensor } {
+  { contentWidth, ropeWidth, latentWidth, queryLatentWidth }: LatentConfig,
+  further: readonly string[] = [],
+): Latents {
+  const hasQueryLatent = queryLatentWidth !== undefined;
+  const product = linears(context, h, weights, [
+    ...(hasQueryLatent ? ['q_down_proj.weight'] : ofQueries),
+    'kv_down_proj.weight',
+    'k_rope_proj.weight',
+    ...further,
+  ]);
+  const normed = (name: string, x: Tensor) =>
+    norm(context, x, weights(`${name}_norm.weight`));
+  const query = hasQueryLatent
+    ? linears(
+        context,
+        normed('q_down', product('q_down_proj.weight')),
+        weights,
+        ofQueries,
+      )
+    : product;
+  const [qR, kR] = context.rotateMany([
+    splitHeads(query('q_rope_proj.weight'), ropeWidth),
+    splitHeads(product('k_rope_proj.weight'), ropeWidth),
+  ]);
+  const c = splitHeads(product('kv_down_proj.weight'), latentWidth);
   return {
-    c: norm(
-      context,
-      project(context, h, weights('kv_down_proj.weight'), latentWidth),
-      weights('kv_down_norm.weight'),
-    ),
-    kR: context.rotate(
-      project(context, h, weights('k_rope_proj.weight'), ropeWidth),
-    ),
+    qC: splitHeads(query('q_up_proj.weight'), contentWidth),
+    qR,
+    rows: { c: normed('kv_down', c), kR },
+    product,
   };
 }
 

@@ -4,10 +4,9 @@ import type { Tensor } from '../tensor';
 import { joinHeads, type LayerContext, linear } from './context';
 import {
   latentParameters,
-  latentQueries,
   latentReading,
-  latentRows,
   latentScale,
+  latents,
 } from './latent';
 import type { ParameterSpec, Weights } from './parameters';
 
@@ -31,12 +30,8 @@ export function mla(
   plus?: Tensor,
 ): Tensor {
   const { scope, past } = context;
-  const { qC, qR } = latentQueries(context, h, weights, config);
-  const visible = past.extend(
-    'latent',
-    latentRows(context, h, weights, config),
-    config.window,
-  );
+  const { qC, qR, rows } = latents(context, h, weights, config);
+  const visible = past.extend('latent', rows, config.window);
   const { c, kR } = visible.rows;
   const cheaper = visible.compact ? 'expanded' : 'absorbed';
   const form = context.form === 'auto' ? cheaper : context.form;

@@ -15,7 +15,8 @@ import {
   joinHeads,
   type LayerContext,
   linear,
-  project,
+  linears,
+  splitHeads,
   type Visible,
 } from './context';
 import {
@@ -80,9 +81,14 @@ export function nsa(
   const groups = config.keyValueHeads;
   const scale = 1 / Math.sqrt(headWidth);
 
-  const unrotated = project(context, h, weights('q_proj.weight'), headWidth);
+  const product = linears(context, h, weights, [
+    'q_proj.weight',
+    'g_proj.weight',
+    ...keyValueNames(config),
+  ]);
+  const unrotated = splitHeads(product('q_proj.weight'), headWidth);
   const q = rotate(unrotated);
-  const visible = branchRows(context, h, weights, config);
+  const visible = branchRows(context, product, config);
   const blocks = compressKeyValues(
     context,
     visible.compressed,
@@ -122,7 +128,7 @@ export function nsa(
   const o = scope.run(
     gatedSum,
     {
-      gates: project(context, h, weights('g_proj.weight'), branchNames.length),
+      gates: splitHeads(product('g_proj.weight'), branchNames.length),
       bias: config.gateBias ? weights('g_proj.bias') : undefined,
       compressed: compressed.o,
       selected: selected.o,
@@ -133,24 +139,30 @@ export function nsa(
   return linear(context, joinHeads(o), weights('o_proj.weight'), plus);
 }
 
+/** Weights of the rows that are cached. */
+function keyValueNames({ keyValues }: NsaConfig): string[] {
+  const names = ['k_proj.weight', 'v_proj.weight'];
+  return keyValues === 'shared'
+    ? names
+    : branchNames.flatMap((branch) => names.map((name) => `${branch}.${name}`));
+}
+
 /** K/V of each branch: the same rows for all, or rows of its own. */
 function branchRows(
-  context: LayerContext,
-  h: Tensor,
-  weights: Weights,
+  { past, rotate }: LayerContext,
+  product: Weights,
   { keyValues, headWidth, valueWidth, window, compression }: NsaConfig,
 ): Record<Branch, Visible<KeyValues>> {
-  const { past, rotate } = context;
-  const rows = (from: Weights) => ({
-    k: rotate(project(context, h, from('k_proj.weight'), headWidth)),
-    v: project(context, h, from('v_proj.weight'), valueWidth),
+  const rows = (of: Weights) => ({
+    k: rotate(splitHeads(of('k_proj.weight'), headWidth)),
+    v: splitHeads(of('v_proj.weight'), valueWidth),
   });
   if (keyValues === 'shared') {
-    const all = past.extend('kv', rows(weights));
+    const all = past.extend('kv', rows(product));
     return { compressed: all, selected: all, window: all };
   }
   const branch = (name: Branch, last?: number) =>
-    past.extend(name, rows(partOf(weights, name)), last);
+    past.extend(name, rows(partOf(product, name)), last);
   return {
     // Rows wait here only until their last block is whole.
     compressed: branch('compressed', compression.length),
