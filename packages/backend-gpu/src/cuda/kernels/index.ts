@@ -18,12 +18,12 @@ import { compressedAttentionKernels } from './compressed-attention';
 import type { KernelContext } from './context';
 import { crossEntropyKernels } from './cross-entropy';
 import { gatedSumKernels } from './gated-sum';
-import { gatherRowsKernels } from './gather-rows';
+import { gatherRowsKernels, rowsMany } from './gather-rows';
 import { headMatmulKernels } from './head-matmul';
 import { linearAttentionKernels, reasonAgainstWidth } from './linear-attention';
 import { matmulKernels } from './matmul';
 import { rmsNormKernels } from './rms-norm';
-import { ropeKernels } from './rope';
+import { ropeKernels, ropeMany } from './rope';
 import { sampleKernels } from './sample';
 import { selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
@@ -59,7 +59,12 @@ export function createKernels(context: KernelContext): KernelTable {
 
 /** Operators of which a step has many calls, each of little work. */
 export function createManyKernels(context: KernelContext): ManyKernelTable {
-  return { ...squaredNormMany(context), ...adamwMany(context) };
+  return {
+    ...rowsMany(context),
+    ...ropeMany(context),
+    ...squaredNormMany(context),
+    ...adamwMany(context),
+  };
 }
 
 type Specs = Readonly<Record<string, TensorSpec | undefined>>;
