@@ -417,5 +417,172 @@ describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
       }
       scope.free();
     });
+
+    /** What a call launches: entries, and the types they are compiled for. */
+    function launchesOf(call: () => void): string[] {
+      const launched = vi.spyOn(backend as unknown as KernelContext, 'run');
+      call();
+      const launches = launched.mock.calls.map(
+        ([{ entry, defines }]) => `${entry} ${defines.T}`,
+      );
+      launched.mockRestore();
+      return launches;
+    }
+
+    test('turn tensors as one after another, to the bit', async () => {
+      const scope = new Scope(backend);
+      const call = (
+        [tokens = 0, heads = 0, width = 0]: readonly number[],
+        dtype: Dtype,
+        attributes: { style: 'half' | 'interleaved'; inverse?: boolean },
+      ) => {
+        const x = normal(scope, tokens * heads * width, dtype);
+        const positions = Array.from({ length: tokens }, () =>
+          random.below(100_000),
+        );
+        const frequencies = normal(scope, width / 2, 'f32');
+        return {
+          inputs: {
+            x: x.reshape([tokens, heads, width]),
+            positions: scope.indices(positions),
+            frequencies,
+          },
+          attributes,
+        };
+      };
+      const half = { style: 'half' } as const;
+      const neighbours = { style: 'interleaved' } as const;
+      const list = [
+        // A launch's four, one of which has many blocks, and none between.
+        call([3, 16, 64], 'bf16', half),
+        call([0, 16, 64], 'bf16', half),
+        call([3, 1, 64], 'bf16', half),
+        call([401, 5, 32], 'bf16', half),
+        call([1, 6, 16], 'bf16', { ...half, inverse: false }),
+        // More than it has room for; other kinds.
+        call([9, 5, 32], 'bf16', half),
+        call([7, 3, 128], 'bf16', half),
+        call([7, 3, 128], 'bf16', { ...half, inverse: true }),
+        call([7, 3, 128], 'f16', { ...half, inverse: true }),
+        call([7, 3, 20], 'f16', { ...half, inverse: true }),
+        call([70, 6, 8], 'f16', { ...half, inverse: true }),
+        call([7, 3, 20], 'f32', neighbours),
+        call([40, 5, 12], 'f32', neighbours),
+        call([40, 5, 16], 'f32', neighbours),
+        call([2, 9, 64], 'f32', neighbours),
+      ];
+      const want = list.map(
+        ({ inputs, attributes }) =>
+          scope.run(operators.rope, inputs, attributes).y,
+      );
+      let got: Tensor[] = [];
+      const launches = launchesOf(() => {
+        got = scope.runMany(operators.rope, list).map(({ y }) => y);
+      });
+      expect(launches).toEqual([
+        ...['ropePieces bf16', 'ropePieces bf16', 'ropePieces bf16'],
+        ...['ropePieces f16', 'rope f16', 'rope f32', 'ropePieces f32'],
+      ]);
+      expect(got).toHaveLength(list.length);
+      for (const [i, y] of got.entries()) {
+        expect(await scope.read(y), `${i}`).toEqual(
+          await scope.read(want[i] as Tensor),
+        );
+      }
+      scope.free();
+    });
+
+    test('move rows as one after another, to the bit', async () => {
+      const scope = new Scope(backend);
+      const extent = 70;
+      const draws = (
+        [
+          // A launch's four, one of which has many blocks, and none between.
+          [3, 'bf16', 64],
+          [0, 'bf16', 64],
+          [65, 'bf16', 1096],
+          // Pieces of 16 bytes, whatever the elements are.
+          [9, 'f32', 4],
+          [70, 'f16', 8],
+          // More than it has room for; elements of 16 bits, and of 32.
+          [1, 'bf16', 2048],
+          [2, 'bf16', 12],
+          [40, 'f16', 20],
+          [40, 'f32', 3],
+          [7, 'f32', 1],
+          [7, 'bf16', 1],
+        ] as const
+      ).map(([count, dtype, width]) => {
+        const table = normal(scope, extent * width, dtype);
+        const x = normal(scope, count * width, dtype);
+        // Distinct rows, in no order.
+        const first = random.below(extent);
+        return {
+          table: table.reshape([extent, width]),
+          x: x.reshape([count, width]),
+          rows: scope.indices(
+            Array.from({ length: count }, (_, i) => (first + 27 * i) % extent),
+          ),
+        };
+      });
+      const types = ['bits128', 'bits128', 'bits16', 'bits32', 'bits16'];
+
+      const reads = draws.map(({ table, rows }) => ({
+        inputs: { x: table, rows },
+        attributes: {},
+      }));
+      const read = reads.map(
+        ({ inputs }) => scope.run(operators.gatherRows, inputs, {}).y,
+      );
+      let found: Tensor[] = [];
+      const gathers = launchesOf(() => {
+        found = scope.runMany(operators.gatherRows, reads).map(({ y }) => y);
+      });
+      expect(gathers).toEqual(types.map((type) => `gatherRows ${type}`));
+
+      const writes = () =>
+        draws.map(({ table, x, rows }) => ({
+          inputs: { target: scope.copyOf(table), x, rows },
+          attributes: {},
+        }));
+      const [single, many] = [writes(), writes()];
+      for (const { inputs } of single) {
+        scope.run(operators.scatterRows, inputs, {});
+      }
+      const scatters = launchesOf(() => {
+        scope.runMany(operators.scatterRows, many);
+      });
+      expect(scatters).toEqual(types.map((type) => `scatterRows ${type}`));
+
+      for (const i of draws.keys()) {
+        expect(await scope.read(found[i] as Tensor), `read ${i}`).toEqual(
+          await scope.read(read[i] as Tensor),
+        );
+        const [got, want] = [many[i]?.inputs.target, single[i]?.inputs.target];
+        expect(await scope.read(got as Tensor), `written ${i}`).toEqual(
+          await scope.read(want as Tensor),
+        );
+      }
+      scope.free();
+    });
+
+    test('write different rows of one tensor', async () => {
+      const scope = new Scope(backend);
+      const target = scope.tensor(new Float32Array(5), [5, 1], 'f32');
+      const write = (values: number[], rows: number[]) => ({
+        inputs: {
+          target,
+          x: scope.tensor(Float32Array.from(values), [values.length, 1], 'f32'),
+          rows: scope.indices(rows),
+        },
+        attributes: {},
+      });
+      scope.runMany(operators.scatterRows, [
+        write([1, 2], [4, 0]),
+        write([3], [2]),
+      ]);
+      expect(await scope.read(target)).toEqual(Float32Array.of(2, 0, 3, 0, 1));
+      scope.free();
+    });
   });
 });

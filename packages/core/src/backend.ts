@@ -42,7 +42,8 @@ export interface Backend {
   /**
    * Kernels that take many calls at once, for operators of which one call is
    * little work. No call reads what another one writes; several may add to one
-   * tensor. A backend that gains nothing by it leaves them out.
+   * tensor, or write different rows of one. A backend that gains nothing by it
+   * leaves them out.
    */
   readonly manyKernels?: ManyKernelTable;
 

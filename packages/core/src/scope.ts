@@ -86,7 +86,8 @@ export class Scope {
   /**
    * Checks many calls now and enqueues them when the result is called: for work
    * that has to wait for an answer. No call reads what another one writes;
-   * several may add to one tensor. A backend may put them together.
+   * several may add to one tensor, or write different rows of one. A backend may
+   * put them together.
    */
   prepareMany<Inputs extends object, Outputs extends object, Attributes>(
     operator: Operator<Inputs, Outputs, Attributes>,

@@ -7,9 +7,8 @@ import { weightsFrom } from '../layers/parameters';
 import { Batch } from '../model/batch';
 import type { AttentionConfig } from '../model/config';
 import { NoPast } from '../model/past';
-import { ropeFrequencies } from '../model/rope';
+import { ropeFrequencies, rotations } from '../model/rope';
 import { statisticType } from '../ops/operator';
-import { rope } from '../ops/rope';
 import { Scope } from '../scope';
 import type { Shape, Tensor } from '../tensor';
 import { compareValues, relativeAllowance, worst } from '../verify/comparison';
@@ -210,16 +209,9 @@ class LayerRun {
       positions,
       form: 'auto',
       normEps: 1e-6,
-      rotate: (x, at = positions, inverse = false) =>
-        scope.run(
-          rope,
-          {
-            x,
-            positions: at,
-            frequencies: this.frequenciesOf(x.shape[2] ?? 0),
-          },
-          { style: 'half', inverse },
-        ).y,
+      ...rotations(scope, 'half', positions, (width) =>
+        this.frequenciesOf(width),
+      ),
     };
   }
 

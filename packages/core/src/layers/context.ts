@@ -75,6 +75,8 @@ export interface LayerContext {
   readonly positions: Tensor;
   /** Turns `x [N, H, D]` by its positions, or back. */
   rotate(x: Tensor, positions?: Tensor, inverse?: boolean): Tensor;
+  /** Turns several by the tokens' positions, where the backend can at once. */
+  rotateMany<List extends readonly Tensor[]>(list: readonly [...List]): List;
   readonly normEps: number;
   /** Latent layers: the form that is cheaper here, or one of the two. */
   readonly form: 'auto' | 'expanded' | 'absorbed';

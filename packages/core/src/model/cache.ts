@@ -294,16 +294,14 @@ class CachedPast implements LayerPast {
         range(count).map((i) => (starts[s] ?? 0) + (kept[s] ?? 0) + i),
       ),
     );
-    const beside = mapRows(rows, (x, name) => {
-      const target = scope.empty([total, ...x.shape.slice(1)], x.dtype);
-      const ring = cached.tensors[name];
-      if (ring && old.length > 0) {
-        const y = scope.run(gatherRows, { x: ring, rows: from }, {}).y;
-        scope.run(scatterRows, { target, x: y, rows: to }, {});
-      }
-      scope.run(scatterRows, { target, x, rows: fresh }, {});
-      return target;
-    });
+    const beside = mapRows(rows, (list) =>
+      list.map((x) => scope.empty([total, ...x.shape.slice(1)], x.dtype)),
+    );
+    const before = old.length > 0 ? this.gather(cached.tensors, from) : {};
+    scope.runMany(scatterRows, [
+      ...writesOf(beside, before, to),
+      ...writesOf(beside, rows, fresh),
+    ]);
     return {
       rows: beside,
       key: `beside ${cached.rows}`,
@@ -355,10 +353,7 @@ class CachedPast implements LayerPast {
         );
       };
       const rows = compressor(
-        mapRows(
-          visible.rows,
-          (x) => scope.run(gatherRows, { x, rows: from }, {}).y,
-        ),
+        this.gather(visible.rows, from),
         batch.layout(`uncompressed ${key}`, () =>
           Sequences.packed(
             tokens.map((queries) => ({ queries })),
@@ -375,10 +370,7 @@ class CachedPast implements LayerPast {
       const to = batch.indices(`blocks to ${key} ${cached.rows}`, () =>
         news().map(([s, b]) => (starts[s] ?? 0) + b),
       );
-      for (const [name, target] of Object.entries(cached.tensors)) {
-        const x = rows[name];
-        if (x) scope.run(scatterRows, { target, x, rows: to }, {});
-      }
+      scope.runMany(scatterRows, writesOf(cached.tensors, rows, to));
     }
     return { rows: cached.tensors as To, starts };
   }
@@ -453,32 +445,41 @@ class CachedPast implements LayerPast {
       kept.map(([s, i]) => rowOf(s, (batch.pasts[s] ?? 0) + i)),
     );
     const isAll = kept.length === batch.tokens.length;
-    for (const [name, target] of Object.entries(cached.tensors)) {
-      const all = rows[name];
-      if (!all) continue;
-      const x = isAll
-        ? all
-        : scope.run(
-            gatherRows,
-            {
-              x: all,
-              rows: batch.indices(`${key} from`, () =>
-                kept.map(([s, i]) => (batch.starts[s] ?? 0) + i),
-              ),
-            },
-            {},
-          ).y;
-      scope.run(scatterRows, { target, x, rows: to }, {});
-    }
+    const news = isAll
+      ? rows
+      : this.gather(
+          rows,
+          batch.indices(`${key} from`, () =>
+            kept.map(([s, i]) => (batch.starts[s] ?? 0) + i),
+          ),
+        );
+    scope.runMany(scatterRows, writesOf(cached.tensors, news, to));
   }
+
+  /** The same rows of several tensors. */
+  private gather<R extends Rows>(tensors: R, rows: Tensor): R {
+    return mapRows(tensors, (list) => {
+      const calls = list.map((x) => ({ inputs: { x, rows }, attributes: {} }));
+      return this.scope.runMany(gatherRows, calls).map(({ y }) => y);
+    });
+  }
+}
+
+/** What writes tensors to rows of those of the same names. */
+function writesOf(targets: Rows, tensors: Rows, rows: Tensor) {
+  return Object.entries(targets).flatMap(([name, target]) => {
+    const x = tensors[name];
+    return x ? [{ inputs: { target, x, rows }, attributes: {} }] : [];
+  });
 }
 
 function mapRows<R extends Rows>(
   rows: R,
-  change: (tensor: Tensor, name: string) => Tensor,
+  change: (tensors: readonly Tensor[]) => readonly Tensor[],
 ): R {
+  const changed = change(Object.values(rows));
   return Object.fromEntries(
-    Object.entries(rows).map(([name, x]) => [name, change(x, name)]),
+    Object.keys(rows).map((name, i) => [name, changed[i]]),
   ) as R;
 }
 

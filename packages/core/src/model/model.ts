@@ -6,7 +6,6 @@ import { type LayerContext, linear, norm } from '../layers/context';
 import { partOf, weightsFrom } from '../layers/parameters';
 import { gatherRows } from '../ops/gather-rows';
 import { statisticType } from '../ops/operator';
-import { rope } from '../ops/rope';
 import { Scope } from '../scope';
 import type { Tensor } from '../tensor';
 import { Batch, type BatchPart } from './batch';
@@ -18,7 +17,7 @@ import {
 } from './config';
 import type { Parameters } from './parameters';
 import { NoPast } from './past';
-import { ropeFrequencies } from './rope';
+import { ropeFrequencies, rotations } from './rope';
 
 export interface ForwardOptions {
   /** The past of each part, and its slot there; without it nothing lies before. */
@@ -122,23 +121,15 @@ export class Model {
     form: LayerContext['form'] = 'auto',
   ): LayerContext {
     const positions = batch.indices('positions', () => batch.positions);
-    const { style } = this.config.rope;
     return {
       scope,
       past,
       positions,
       form,
       normEps: this.config.normEps,
-      rotate: (x, at = positions, inverse = false) =>
-        scope.run(
-          rope,
-          {
-            x,
-            positions: at,
-            frequencies: this.frequenciesOf(x.shape[2] ?? 0),
-          },
-          { style, inverse },
-        ).y,
+      ...rotations(scope, this.config.rope.style, positions, (width) =>
+        this.frequenciesOf(width),
+      ),
     };
   }
 

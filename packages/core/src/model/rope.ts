@@ -1,3 +1,7 @@
+import type { LayerContext } from '../layers/context';
+import { type RopeStyle, rope } from '../ops/rope';
+import type { Scope } from '../scope';
+import type { Tensor } from '../tensor';
 import type { RopeConfig } from './config';
 
 /**
@@ -26,4 +30,30 @@ export function ropeFrequencies(
     const kept = Math.min(1, Math.max(0, share));
     return kept * frequency + ((1 - kept) * frequency) / factor;
   });
+}
+
+/** How layers turn what they make, by `positions` unless they say others. */
+export function rotations(
+  scope: Scope,
+  style: RopeStyle,
+  positions: Tensor,
+  frequenciesOf: (width: number) => Tensor,
+): Pick<LayerContext, 'rotate' | 'rotateMany'> {
+  const operands = (x: Tensor, at = positions) => ({
+    x,
+    positions: at,
+    frequencies: frequenciesOf(x.shape[2] ?? 0),
+  });
+  return {
+    rotate: (x, at, inverse = false) =>
+      scope.run(rope, operands(x, at), { style, inverse }).y,
+    rotateMany: <List extends readonly Tensor[]>(list: readonly [...List]) => {
+      const calls = list.map((x) => ({
+        inputs: operands(x),
+        attributes: { style },
+      }));
+      const turned = scope.runMany(rope, calls).map(({ y }) => y);
+      return turned as readonly Tensor[] as List;
+    },
+  };
 }

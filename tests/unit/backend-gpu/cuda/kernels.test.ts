@@ -318,8 +318,11 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { T: 'f32', LANES: 32, HELD: 4 },
     { T: 'bf16', LANES: 8, HELD: 1 },
   ],
-  rope: [{ T: 'bf16' }],
-  rows: [{ T: 'bits16' }, { T: 'bits128' }],
+  rope: [{ T: 'bf16', MOST: 4 }],
+  rows: [
+    { T: 'bits16', MOST: 4 },
+    { T: 'bits128', MOST: 4 },
+  ],
   sample: [{ T: 'f32' }],
   'select-blocks': [{ T: 'bf16' }, { T: 'f32' }],
   'squared-norm': [{ T: 'bf16', MOST: 128 }],

@@ -20,15 +20,9 @@ const none = [...nothing, i64(0), f32(0), i32(0)];
 
 export const adamwMany = (context: KernelContext): ManyKernels<'adamw'> => ({
   adamw(calls) {
-    const cut = { elements: ELEMENTS, most: MOST };
-    let last: Call | undefined;
-    /** The first of neighbours that are alike. */
-    const kindOf = (call: Call) => {
-      if (!last || !areAlike(call, last)) last = call;
-      return last;
-    };
-    const sharedOut = ({ inputs }: Call) => inputs.parameter;
-    for (const launch of launchesOf(calls, kindOf, sharedOut, cut)) {
+    const cut = { each: ELEMENTS, most: MOST };
+    const sizeOf = ({ inputs }: Call) => inputs.parameter.size;
+    for (const launch of launchesOf(calls, areAlike, sizeOf, cut)) {
       update(context, launch);
     }
   },
@@ -59,9 +53,9 @@ function areAlike(a: Call, b: Call): boolean {
 
 function update(
   context: KernelContext,
-  { kind, parts, blocks }: ManyLaunch<Call, Call>,
+  { first, parts, blocks }: ManyLaunch<Call>,
 ): void {
-  const { inputs, attributes } = kind;
+  const { inputs, attributes } = first;
   const { learningRate, beta1, beta2, eps, step, clip } = attributes;
   const { lossScale = 1 } = attributes;
   // Corrections in double on the host: 1 - b2^t loses digits in f32.

@@ -50,7 +50,8 @@ export function extent(tensor: Tensor, axis: number): number {
 /** The type `T` of a kernel's storage. */
 export const typed = ({ dtype }: Tensor) => ({ T: dtype });
 
-const THREADS = 256;
+/** Threads of a block, where nothing says otherwise. */
+export const THREADS = 256;
 
 /** One thread an element. */
 export function elementwise(count: number): {

@@ -51,13 +51,11 @@ export function multiplyFewRows(
   const all = products.reduce((sum, { columns }) => sum + columns, 0);
   const many = MANY_COLUMNS * context.facts.multiprocessors;
   const columns = all > many ? 2 : 1;
-  const [{ rows } = { rows: 1 }] = products;
   const launches = launchesOf(
     products,
-    () => undefined,
-    ({ y }) => y.tensor,
-    // A block of threads has some columns of all rows.
-    { elements: WARPS * columns * rows, most: MOST },
+    areAlike,
+    (product) => product.columns,
+    { each: WARPS * columns, most: MOST },
   );
   for (const launch of launches) launchParts(context, launch, columns);
 }
@@ -65,12 +63,10 @@ export function multiplyFewRows(
 /** @param columns a warp's. */
 function launchParts(
   context: KernelContext,
-  { parts, blocks }: ManyLaunch<Product, undefined>,
+  { first, parts, blocks }: ManyLaunch<Product>,
   columns: number,
 ): void {
-  const [first] = parts;
-  if (!first) return;
-  const { a, rows, inner } = first.call;
+  const { a, rows, inner } = first;
   const products = parts.map(({ call, start }) => [
     ...[call.a.tensor, call.b.tensor, call.plus, call.y.tensor],
     ...[i32(call.columns), i32(start)],

@@ -4,32 +4,54 @@ import {
   elementwise,
   type KernelContext,
   type Kernels,
+  type ManyKernels,
+  THREADS,
   typed,
 } from './context';
+import { launchesOf, padded } from './many';
 
-/** As in the kernel. */
-const THREADS = 128;
+/** Tensors of a launch. */
+const MOST = 4;
+/** As in the kernel of the gradient. */
+const GRADIENT_THREADS = 128;
 const STRETCH = 1024;
+
+/** Rows of `x` that go to `y`, `rows` being of one of them. */
+interface Move {
+  readonly x: Tensor;
+  readonly rows: Tensor;
+  readonly y: Tensor;
+  /** The one of them that all elements are of. */
+  readonly moved: Tensor;
+}
+
+export const rowsMany = (
+  context: KernelContext,
+): ManyKernels<'gatherRows' | 'scatterRows'> => ({
+  gatherRows(calls) {
+    const moves = calls.map(({ inputs: { x, rows }, outputs: { y } }) => ({
+      ...{ x, rows, y, moved: y },
+    }));
+    moveRows(context, 'gatherRows', moves);
+  },
+
+  scatterRows(calls) {
+    const moves = calls.map(({ inputs: { target, x, rows } }) => ({
+      ...{ x, rows, y: target, moved: x },
+    }));
+    moveRows(context, 'scatterRows', moves);
+  },
+});
 
 export const gatherRowsKernels = (
   context: KernelContext,
 ): Kernels<'gatherRows' | 'gatherRowsBackward' | 'scatterRows'> => ({
   gatherRows({ x, rows }, { y }) {
-    context.run({
-      file: 'rows',
-      entry: 'gatherRows',
-      ...moved(y),
-      arguments: [x, rows, y, ...piecesOf(y)],
-    });
+    moveRows(context, 'gatherRows', [{ x, rows, y, moved: y }]);
   },
 
   scatterRows({ target, x, rows }) {
-    context.run({
-      file: 'rows',
-      entry: 'scatterRows',
-      ...moved(x),
-      arguments: [x, rows, target, ...piecesOf(x)],
-    });
+    moveRows(context, 'scatterRows', [{ x, rows, y: target, moved: x }]);
   },
 
   gatherRowsBackward({ dy, rows }, { dx }, { extent }) {
@@ -51,7 +73,7 @@ export const gatherRowsKernels = (
       ...common,
       entry: 'gatherRowsBackward',
       grid: [extent],
-      threads: [THREADS],
+      threads: [GRADIENT_THREADS],
       arguments: [
         dy,
         rows,
@@ -66,32 +88,44 @@ export const gatherRowsKernels = (
   },
 });
 
+const none = [undefined, undefined, undefined, i64(0), i64(0), i64(0)];
+
+function moveRows(
+  context: KernelContext,
+  entry: 'gatherRows' | 'scatterRows',
+  moves: readonly Move[],
+): void {
+  const launches = launchesOf(
+    moves,
+    (a, b) => elementsOf(a).bits === elementsOf(b).bits,
+    (move) => elementsOf(move).count,
+    { each: THREADS, most: MOST },
+  );
+  for (const { first, parts, blocks } of launches) {
+    const tensors = parts.map(({ call, start }) => {
+      const { count, width } = elementsOf(call);
+      return [call.x, call.rows, call.y, ...[count, width, start].map(i64)];
+    });
+    context.run({
+      file: 'rows',
+      entry,
+      defines: { T: `bits${elementsOf(first).bits}`, MOST },
+      grid: [blocks],
+      threads: [THREADS],
+      arguments: [...padded(tensors, none, MOST), i32(parts.length)],
+    });
+  }
+}
+
 /**
  * Rows are moved, not computed with: only the size of elements matters, 16 bytes
- * where rows are multiples of that.
+ * where rows are multiples of that. How many there are, and of a row.
  */
-function elementsOf(tensor: Tensor): { bits: number; elements: number } {
-  const bits = 8 * bytesPerElement[tensor.dtype];
+function elementsOf({ moved: { dtype, shape, size } }: Move) {
+  const bits = 8 * bytesPerElement[dtype];
   const each = 128 / bits;
-  const isWhole = rowWidth(tensor) % each === 0;
-  return { bits: isWhole ? 128 : bits, elements: isWhole ? each : 1 };
-}
-
-function moved(tensor: Tensor) {
-  const { bits, elements } = elementsOf(tensor);
-  return {
-    defines: { T: `bits${bits}` },
-    ...elementwise(tensor.size / elements),
-  };
-}
-
-/** How many there are, and of a row. */
-function piecesOf(tensor: Tensor) {
-  const { elements } = elementsOf(tensor);
-  const { size } = tensor;
-  return [i64(size / elements), i64(rowWidth(tensor) / elements)] as const;
-}
-
-function rowWidth({ shape, size }: Tensor): number {
-  return size / Math.max(1, shape[0] ?? 1);
+  const width = size / Math.max(1, shape[0] ?? 1);
+  return width % each === 0
+    ? { bits: 128, count: size / each, width: width / each }
+    : { bits, count: size, width };
 }

@@ -18,12 +18,12 @@ import { compressedAttentionKernels } from './compressed-attention';
 import type { KernelContext } from './context';
 import { crossEntropyKernels } from './cross-entropy';
 import { gatedSumKernels } from './gated-sum';
-import { gatherRowsKernels } from './gather-rows';
+import { gatherRowsKernels, rowsMany } from './gather-rows';
 import { headMatmulKernels } from './head-matmul';
 import { linearAttentionKernels, reasonAgainstWidth } from './linear-attention';
 import { matmulKernels, matmulMany } from './matmul';
 import { rmsNormKernels } from './rms-norm';
-import { ropeKernels } from './rope';
+import { ropeKernels, ropeMany } from './rope';
 import { sampleKernels } from './sample';
 import { selectBlocksKernels } from './select-blocks';
 import { selectedAttentionKernels } from './selected-attention';
@@ -61,6 +61,8 @@ export function createKernels(context: KernelContext): KernelTable {
 export function createManyKernels(context: KernelContext): ManyKernelTable {
   return {
     ...matmulMany(context),
+    ...rowsMany(context),
+    ...ropeMany(context),
     ...squaredNormMany(context),
     ...adamwMany(context),
   };

@@ -1,6 +1,4 @@
-import type { Tensor } from '@asa/core';
-
-/** One of several tensors that a launch goes through. */
+/** One of several calls that a launch goes through. */
 interface Part<Call> {
   readonly call: Call;
   /** Its first block of threads. */
@@ -8,38 +6,38 @@ interface Part<Call> {
 }
 
 /** What one launch does. */
-export interface ManyLaunch<Call, Kind> {
-  /** What its calls have in common. */
-  readonly kind: Kind;
+export interface ManyLaunch<Call> {
+  /** Its first call: in what a launch has once, all are like it. */
+  readonly first: Call;
   readonly parts: readonly Part<Call>[];
   /** Blocks of threads. */
   readonly blocks: number;
 }
 
 /**
- * Cuts a list of calls into launches, in order: neighbours of one kind go
+ * Cuts a list of calls into launches, in order: neighbours that are alike go
  * together, as many as a launch's arguments have room for.
- * @param kindOf names what all calls of a launch must have in common.
- * @param tensor what is shared out, so many elements a block of threads.
+ * @param areAlike whether two calls have in common what a launch has once.
+ * @param workOf how much is shared out, `each` a block of threads; a call of
+ * none is left out.
  */
-export function launchesOf<Call, Kind>(
+export function launchesOf<Call>(
   calls: readonly Call[],
-  kindOf: (call: Call) => Kind,
-  tensor: (call: Call) => Tensor,
-  { elements, most }: { readonly elements: number; readonly most: number },
-): ManyLaunch<Call, Kind>[] {
-  const launches: { kind: Kind; parts: Part<Call>[]; blocks: number }[] = [];
+  areAlike: (a: Call, b: Call) => boolean,
+  workOf: (call: Call) => number,
+  { each, most }: { readonly each: number; readonly most: number },
+): ManyLaunch<Call>[] {
+  const launches: { first: Call; parts: Part<Call>[]; blocks: number }[] = [];
   for (const call of calls) {
-    const { size } = tensor(call);
-    if (size === 0) continue;
-    const kind = kindOf(call);
+    const work = workOf(call);
+    if (work === 0) continue;
     let last = launches.at(-1);
-    if (!last || last.kind !== kind || last.parts.length === most) {
-      last = { kind, parts: [], blocks: 0 };
+    if (!last || last.parts.length === most || !areAlike(last.first, call)) {
+      last = { first: call, parts: [], blocks: 0 };
       launches.push(last);
     }
     last.parts.push({ call, start: last.blocks });
-    last.blocks += Math.ceil(size / elements);
+    last.blocks += Math.ceil(work / each);
   }
   return launches;
 }

@@ -126,3 +126,8 @@ __device__ inline int partOf(const Parts &parts, int count) {
   }
   return low;
 }
+
+/** The thread's number among those of its part. */
+template <typename Part> __device__ inline i64 indexIn(const Part &part) {
+  return ((i64)blockIdx.x - part.start) * blockDim.x + threadIdx.x;
+}

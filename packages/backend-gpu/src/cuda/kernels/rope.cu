@@ -14,61 +14,79 @@ __device__ inline void turn(int position, float frequency, float *sine,
   sincospif((float)(2 * (turns - rint(turns))), sine, cosine);
 }
 
+/** A tensor, the numbers that turn it, and where it goes. */
+struct Part {
+  const T *x;
+  const int *positions;
+  const float *frequencies;
+  T *y;
+  // Threads that have work.
+  i64 count;
+  int heads, pairs;
+  // Its first block of threads.
+  i64 start;
+};
+struct Parts {
+  Part list[MOST];
+};
+
 /**
  * [y1]   [cos -sin] [x1]
  * [y2] = [sin  cos] [x2], angle = position frequency
  *
- * Pair i of a row is the channels (i step, i step + apart).
+ * Pair i of a row is the channels (i, i + pairs) where the step is 1, and
+ * (2 i, 2 i + 1) where it is 2.
  */
-extern "C" __global__ void rope(const T *x, const int *positions,
-                                const float *frequencies, T *y, i64 count,
-                                int heads, int pairs, int step, int apart,
-                                float direction) {
-  i64 i = globalIndex();
-  if (i >= count) return;
-  int pair = i % pairs;
-  i64 row = i / pairs;
+extern "C" __global__ void rope(Parts parts, int step, float direction,
+                                int count) {
+  Part part = parts.list[partOf(parts, count)];
+  i64 i = indexIn(part);
+  if (i >= part.count) return;
+  int pair = i % part.pairs;
+  i64 row = i / part.pairs;
   float sine, cosine;
-  turn(positions[row / heads], frequencies[pair], &sine, &cosine);
+  turn(part.positions[row / part.heads], part.frequencies[pair], &sine,
+       &cosine);
   sine *= direction;
-  i64 first = row * 2 * pairs + pair * step;
-  float x1 = widen(x[first]);
-  float x2 = widen(x[first + apart]);
-  y[first] = narrow<T>(x1 * cosine - x2 * sine);
-  y[first + apart] = narrow<T>(x1 * sine + x2 * cosine);
+  i64 first = row * 2 * part.pairs + pair * step;
+  i64 second = first + (step == 1 ? part.pairs : 1);
+  float x1 = widen(part.x[first]);
+  float x2 = widen(part.x[second]);
+  part.y[first] = narrow<T>(x1 * cosine - x2 * sine);
+  part.y[second] = narrow<T>(x1 * sine + x2 * cosine);
 }
 
 /**
  * The same for whole pieces of pairs: a thread turns eight pairs of a token in
  * some of its heads. Those are neighbours, or half a row apart.
  */
-extern "C" __global__ void ropePieces(const T *x, const int *positions,
-                                      const float *frequencies, T *y, i64 count,
-                                      int heads, int pairs, int step,
-                                      float direction) {
-  i64 i = globalIndex();
-  if (i >= count) return;
-  int turns = pairs / PIECE;
-  int parts = (heads + HEADS - 1) / HEADS;
+extern "C" __global__ void ropePieces(Parts parts, int step, float direction,
+                                      int count) {
+  Part part = parts.list[partOf(parts, count)];
+  i64 i = indexIn(part);
+  if (i >= part.count) return;
+  int turns = part.pairs / PIECE;
+  int groups = (part.heads + HEADS - 1) / HEADS;
   int pair = (unsigned)i % turns * PIECE;
-  int part = (unsigned)i / turns % parts;
-  i64 token = (unsigned)i / (turns * parts);
+  int group = (unsigned)i / turns % groups;
+  i64 token = (unsigned)i / (turns * groups);
   float sine[PIECE], cosine[PIECE];
 #pragma unroll
   for (int n = 0; n < PIECE; n++) {
-    turn(positions[token], frequencies[pair + n], &sine[n], &cosine[n]);
+    turn(part.positions[token], part.frequencies[pair + n], &sine[n],
+         &cosine[n]);
     sine[n] *= direction;
   }
   int first = pair * step;
-  int second = step == 1 ? first + pairs : first + PIECE;
+  int second = step == 1 ? first + part.pairs : first + PIECE;
 #pragma unroll
   for (int n = 0; n < HEADS; n++) {
-    int head = part + n * parts;
-    if (head >= heads) break;
-    i64 row = (token * heads + head) * 2 * pairs;
+    int head = group + n * groups;
+    if (head >= part.heads) break;
+    i64 row = (token * part.heads + head) * 2 * part.pairs;
     float a[PIECE], b[PIECE];
-    loadWhole<T>(a, x + row + first);
-    loadWhole<T>(b, x + row + second);
+    loadWhole<T>(a, part.x + row + first);
+    loadWhole<T>(b, part.x + row + second);
 #pragma unroll
     for (int e = 0; e < PIECE; e++) {
       // The pair's two numbers, wherever they were loaded to.
@@ -78,7 +96,7 @@ extern "C" __global__ void ropePieces(const T *x, const int *positions,
       x1 = x1 * cosine[e] - x2 * sine[e];
       x2 = turned;
     }
-    storeWhole<T>(y + row + first, a);
-    storeWhole<T>(y + row + second, b);
+    storeWhole<T>(part.y + row + first, a);
+    storeWhole<T>(part.y + row + second, b);
   }
 }

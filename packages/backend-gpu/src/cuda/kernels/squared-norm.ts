@@ -5,6 +5,7 @@ import {
   type Kernels,
   type ManyKernels,
   PIECE,
+  typed,
 } from './context';
 import { launchesOf, padded } from './many';
 
@@ -43,19 +44,18 @@ function addSquares(
   list: readonly Tensor[],
   total: Tensor,
 ): void {
-  const cut = { elements: ELEMENTS, most: MOST };
   const launches = launchesOf(
     list,
-    ({ dtype }) => dtype,
-    (x) => x,
-    cut,
+    (a, b) => a.dtype === b.dtype,
+    ({ size }) => size,
+    { each: ELEMENTS, most: MOST },
   );
   const [common] = launches;
   if (!common) return;
   const sums = launches.reduce((sum, { blocks }) => sum + blocks, 0);
   const partial = context.scratch(sums, 'f32');
-  let first = 0;
-  for (const { kind, parts, blocks } of launches) {
+  let done = 0;
+  for (const { first, parts, blocks } of launches) {
     const tensors = parts.map(({ call: x, start }) => [
       x,
       i64(x.size),
@@ -64,22 +64,22 @@ function addSquares(
     context.run({
       file: 'squared-norm',
       entry: 'squaredNorm',
-      defines: { T: kind, MOST },
+      defines: { ...typed(first), MOST },
       grid: [blocks],
       threads: [THREADS],
       arguments: [
         ...padded(tensors, none, MOST),
         partial,
-        i64(first),
+        i64(done),
         i32(parts.length),
       ],
     });
-    first += blocks;
+    done += blocks;
   }
   context.run({
     file: 'squared-norm',
     entry: 'squaredNormTotal',
-    defines: { T: common.kind, MOST },
+    defines: { ...typed(common.first), MOST },
     grid: [1],
     threads: [THREADS],
     arguments: [partial, total, i64(sums)],
