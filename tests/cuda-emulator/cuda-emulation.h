@@ -250,6 +250,13 @@ inline int __all_sync(unsigned lanes, int vote) {
 }
 
 // ptx.cuh: the same functions without PTX.
+inline void letNextStart() {}
+inline void awaitEarlier() { asaAwaitEarlier(); }
+inline void prefetch(const void *from, unsigned bytes) {
+  if ((unsigned long long)from % 16 > 0 || bytes % 16 > 0) {
+    asaGiveUp("cp.async.bulk.prefetch: whole pieces of 16 bytes");
+  }
+}
 inline int4 loadOnce(const void *from, bool isThere) {
   return isThere ? *(const int4 *)from : make_int4(0, 0, 0, 0);
 }

@@ -615,13 +615,15 @@ int cuTensorMapEncodeTiled(AsaBoxes *out, int type, unsigned rank,
   return CUDA_SUCCESS;
 }
 
+} // extern "C"
+
 /**
  * Arguments come packed: BUFFER_POINTER, where, BUFFER_SIZE, where, END; or as
  * one parameter.
  */
-int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
-                   unsigned x, unsigned y, unsigned z, unsigned sharedBytes,
-                   uint64_t stream, void **single, void **packed) {
+static int launchKernel(uint64_t handle, dim3 blocks, dim3 threads,
+                        unsigned sharedBytes, uint64_t stream, void **single,
+                        void **packed, bool isEarly) {
   Function *function = find<Function>(handle);
   if (!function) return CUDA_ERROR_INVALID_HANDLE;
   if (int status = checkCurrent(function->device)) return status;
@@ -632,8 +634,8 @@ int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
   const char *arguments = (const char *)(single ? single[0] : packed[1]);
   size_t bytes = single ? function->kernel->argumentBytes : *(size_t *)packed[3];
   Launch launch = {function->name, function->kernel, function->module,
-                   {gx, gy, gz}, {x, y, z}, sharedBytes,
-                   {arguments, arguments + bytes}};
+                   blocks, threads, sharedBytes,
+                   {arguments, arguments + bytes}, isEarly};
   std::string reason = reasonAgainst(launch, function->sharedBytes);
   if (!reason.empty()) {
     return fail(CUDA_ERROR_INVALID_VALUE, function->name + ": " + reason);
@@ -642,6 +644,37 @@ int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
     int status = runGrid(launch);
     return status == CUDA_SUCCESS ? status : fail(status, launchFailure());
   });
+}
+
+extern "C" {
+
+int cuLaunchKernel(uint64_t handle, unsigned gx, unsigned gy, unsigned gz,
+                   unsigned x, unsigned y, unsigned z, unsigned sharedBytes,
+                   uint64_t stream, void **single, void **packed) {
+  return launchKernel(handle, {gx, gy, gz}, {x, y, z}, sharedBytes, stream,
+                      single, packed, false);
+}
+
+struct LaunchAttribute {
+  int id, unused, value[16];
+};
+struct LaunchConfig {
+  dim3 blocks, threads;
+  unsigned sharedBytes;
+  uint64_t stream;
+  const LaunchAttribute *attributes;
+  unsigned count;
+};
+
+/** The one attribute that it knows is PROGRAMMATIC_STREAM_SERIALIZATION. */
+int cuLaunchKernelEx(const LaunchConfig *config, uint64_t handle, void **single,
+                     void **packed) {
+  const LaunchAttribute *attribute = config->attributes;
+  if (config->count != 1 || attribute->id != 6) {
+    return fail(CUDA_ERROR_INVALID_VALUE, "attributes that the emulator does not know");
+  }
+  return launchKernel(handle, config->blocks, config->threads, config->sharedBytes,
+                      config->stream, single, packed, attribute->value[0] != 0);
 }
 
 } // extern "C"

@@ -32,6 +32,8 @@ struct Launch {
   dim3 blocks, threads;
   size_t sharedBytes;
   std::vector<char> arguments;
+  /** It starts before the kernel before it has ended. */
+  bool isEarly;
 };
 
 /** Runs it; a status, and behind a failure its words. */

@@ -47,6 +47,8 @@ struct Thread : AsaThread {
   std::vector<AsaWgmma> products;
   std::vector<size_t> productGroups;
   bool isFenced;
+  /** Whether the kernel before this one has ended for it. */
+  bool hasWaited;
 };
 
 /** Lanes as bits: those that can run, wait for others, let others go first. */
@@ -172,6 +174,9 @@ bool tryMeeting(Thread &first) {
 void body() {
   launch->kernel->run(launch->arguments.data());
   Thread &thread = self();
+  if (launch->isEarly && !thread.hasWaited) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "it starts early and has not waited");
+  }
   Warp &warp = warpOf(thread);
   warp.returned |= bitOf(thread);
   // Those who waited for this lane need not any more.
@@ -220,6 +225,7 @@ void openBlock() {
     thread.products.clear();
     thread.productGroups.clear();
     thread.isFenced = false;
+    thread.hasWaited = false;
   }
   mbarriers.clear();
   unfenced = 0;
@@ -514,6 +520,8 @@ void asaFenceProducts() {
   if (self().isUnfenced) unfenced--;
   self().isUnfenced = false;
 }
+
+void asaAwaitEarlier() { self().hasWaited = true; }
 
 void asaWgmmaFence() { self().isFenced = true; }
 

@@ -66,6 +66,8 @@ AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote,
                     bool waits = true);
 /** Lets other threads run. */
 void asaYield();
+/** Of a launch that starts early: the thread waits for the kernel before. */
+void asaAwaitEarlier();
 /** Ends the launch. */
 [[noreturn]] void asaGiveUp(const char *why);
 

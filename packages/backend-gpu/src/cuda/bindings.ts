@@ -122,6 +122,8 @@ export const driverFunctions = {
     'uint64',
     'uint64',
   ],
+  // A `CUlaunchConfig`, function, arguments as before.
+  cuLaunchKernelEx: ['uint64', 'uint64', 'uint64', 'uint64'],
 } as const satisfies Readonly<Record<string, Signature>>;
 
 /** libnvrtc. */

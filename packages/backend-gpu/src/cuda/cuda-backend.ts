@@ -43,6 +43,9 @@ import { Staging } from './staging';
 /** What cuBLASLt may write between the steps of a product. */
 const WORKSPACE_BYTES = 2 ** 25;
 
+/** Compute capability from which on kernels can wait for one another. */
+const STARTS_EARLY = 90;
+
 export interface CudaBackendParts {
   readonly driver: Driver;
   readonly compiler: Compiler;
@@ -301,7 +304,10 @@ export class CudaBackend implements Backend, KernelContext {
       launch.sharedBytes ?? 0,
       bytes,
       this.stream,
-      isBoxes(launch.arguments[0]),
+      {
+        isSingle: isBoxes(launch.arguments[0]),
+        isEarly: launch.startsEarly && this.facts.capability >= STARTS_EARLY,
+      },
     );
   }
 

@@ -43,6 +43,11 @@ const NO_TIMING = 2;
 /** Bytes of packed kernel arguments that every device takes. */
 const ARGUMENT_BYTES = 4096;
 
+/** A `CUlaunchConfig` and, behind it, its one `CUlaunchAttribute`. */
+const CONFIG_BYTES = 56;
+const ATTRIBUTE_BYTES = 72;
+const PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
 /** Of `CUtensorMapDataType` and the enumerations behind it. */
 const UINT16 = 1;
 const SWIZZLE_128B = 3;
@@ -81,6 +86,9 @@ export class Driver {
   private readonly argumentSize: BigUint64Array;
   private readonly extra: number;
   private readonly single: number;
+  /** A launch that starts early, as `cuLaunchKernelEx` is told of it. */
+  private readonly config = new NativeMemory(CONFIG_BYTES + ATTRIBUTE_BYTES);
+  private readonly configView: DataView;
   /** Where boxes are encoded, on a multiple of 64 bytes. */
   private readonly maps = new NativeMemory(BOXES_BYTES + 63);
   private readonly mapAddress = Math.ceil(this.maps.address / 64) * 64;
@@ -104,6 +112,7 @@ export class Driver {
     this.argumentSize = tail.subarray(5);
     this.extra = address + ARGUMENT_BYTES;
     this.single = sizeAt + 8;
+    this.configView = earlyLaunch(this.config);
   }
 
   init(): void {
@@ -156,6 +165,7 @@ export class Driver {
   releaseContext(index: number): void {
     this.packed.free();
     this.maps.free();
+    this.config.free();
     const device = this.handleOf(index);
     this.context = undefined;
     current = undefined;
@@ -393,32 +403,45 @@ export class Driver {
 
   /**
    * Launches a kernel with the first bytes of `argumentBytes`.
-   * @param isSingle they are one structure, its only parameter.
+   * @param how whether they are one structure, its only parameter; whether it may
+   *   start before the kernel before it has ended.
    */
   launch(
     kernel: CudaFunction,
     [x, y = 1, z = 1]: readonly [x: number, y?: number, z?: number],
-    threads: readonly [x: number, y?: number],
+    [tx, ty = 1]: readonly [x: number, y?: number],
     sharedBytes: number,
     argumentBytes: number,
     stream: CudaStream,
-    isSingle = false,
+    how: { readonly isSingle?: boolean; readonly isEarly?: boolean } = {},
   ): void {
+    const { cuda, config, configView } = this;
     this.argumentSize[0] = BigInt(argumentBytes);
-    const [tx, ty = 1] = threads;
-    const status = this.cuda.cuLaunchKernel(
-      kernel,
-      x,
-      y,
-      z,
-      tx,
-      ty,
-      1,
-      sharedBytes,
-      stream,
-      isSingle ? this.single : 0,
-      isSingle ? 0 : this.extra,
-    );
+    const single = how.isSingle ? this.single : 0;
+    const extra = how.isSingle ? 0 : this.extra;
+    let status: number;
+    if (how.isEarly) {
+      const numbers = [x, y, z, tx, ty, 1, sharedBytes];
+      for (const [at, number] of numbers.entries()) {
+        configView.setUint32(4 * at, number, true);
+      }
+      configView.setBigUint64(32, BigInt(stream), true);
+      status = cuda.cuLaunchKernelEx(config.address, kernel, single, extra);
+    } else {
+      status = cuda.cuLaunchKernel(
+        kernel,
+        x,
+        y,
+        z,
+        tx,
+        ty,
+        1,
+        sharedBytes,
+        stream,
+        single,
+        extra,
+      );
+    }
     if (status !== 0) this.check('cuLaunchKernel', status);
   }
 
@@ -496,4 +519,16 @@ export class Driver {
     const text = cuda.cuGetErrorString(status, out.memory) === 0;
     return text ? `${nameText}, ${textAt(out.take())}` : nameText;
   }
+}
+
+/** Writes what all launches that start early have in common. */
+function earlyLaunch({ address, bytes }: NativeMemory): DataView {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  bytes.fill(0);
+  // Where the attributes are, and how many.
+  view.setBigUint64(40, BigInt(address + CONFIG_BYTES), true);
+  view.setUint32(48, 1, true);
+  view.setUint32(CONFIG_BYTES, PROGRAMMATIC_STREAM_SERIALIZATION, true);
+  view.setUint32(CONFIG_BYTES + 8, 1, true);
+  return view;
 }

@@ -56,6 +56,12 @@ export interface Launch {
   readonly grid: Grid;
   readonly threads: readonly [x: number, y?: number];
   readonly sharedBytes?: number;
+  /**
+   * On compute capability 9.0 it may start while the kernel before it runs, once
+   * that lets it (`letNextStart`): each of its threads waits for that one's end
+   * (`awaitEarlier`) before it reads or writes memory.
+   */
+  readonly startsEarly?: boolean;
   readonly arguments: readonly Argument[];
 }
 

@@ -2,6 +2,7 @@ import { AsaError, CompileError, DeviceLostError } from '@asa/core';
 import koffi from 'koffi';
 import { afterAll, describe, expect, it } from 'vitest';
 import {
+  bytesAt,
   type CompilerLibrary,
   type CudaFunction,
   type CudaStream,
@@ -103,6 +104,31 @@ describe('the driver', () => {
     expect([table[0], table[2], table[4]]).toEqual([1, 2, 0]);
     expect(textAt(table[1] ?? 0)).toBe('words');
     expect(readWords(table[3] as HostPointer, 1)).toEqual([24]);
+  });
+
+  it('tells of a launch that starts early as cuda.h lays it out', () => {
+    let config = 0;
+    let others: readonly number[] = [];
+    const driver = new Driver(
+      library(0, {
+        cuLaunchKernelEx: (first, ...values) => {
+          config = first;
+          others = values;
+          return 0;
+        },
+      }),
+    );
+    const how = { isEarly: true };
+    driver.launch(9 as CudaFunction, [3, 2], [32, 4], 64, 24, stream, how);
+    expect(others.slice(0, 2)).toEqual([9, 0]);
+    const bytes = bytesAt(config as HostPointer, 128).slice();
+    const numbers = new Uint32Array(bytes.buffer);
+    expect([...numbers.slice(0, 7)]).toEqual([3, 2, 1, 32, 4, 1, 64]);
+    const [at, attributes] = new BigUint64Array(bytes.buffer, 32, 2);
+    expect(at).toBe(BigInt(stream));
+    expect(attributes).toBe(BigInt(config + 56));
+    // One attribute, PROGRAMMATIC_STREAM_SERIALIZATION, which is on.
+    expect([numbers[12], numbers[14], numbers[16]]).toEqual([1, 6, 1]);
   });
 });
 

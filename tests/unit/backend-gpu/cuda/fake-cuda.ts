@@ -4,8 +4,10 @@
  */
 import {
   bind,
+  bytesAt,
   type CompilerLibrary,
   type DriverLibrary,
+  type HostPointer,
   NativeMemory,
   type ProductLibrary,
 } from '../../../../packages/backend-gpu/src/cuda/bindings';
@@ -157,16 +159,16 @@ export class FakeCuda {
         this.allowedShared.set(kernel, bytes);
         return 0;
       },
-      cuLaunchKernel: (...values) => {
-        const name = this.names.get(values[0]) ?? '';
-        const allowed = this.allowedShared.get(values[0]) ?? 0;
-        if (!isLaunch(values.slice(1, 8), allowed)) {
-          this.refused = `${name} ${values.slice(1, 8).join(' ')}`;
-          return INVALID_VALUE;
-        }
-        return this.enqueue(values[8], () => {
-          this.ran.push(name);
-        });
+      cuLaunchKernel: (kernel, ...values) =>
+        this.launch(kernel, values.slice(0, 7), values[7]),
+      cuLaunchKernelEx: (config, kernel) => {
+        const bytes = bytesAt(config as HostPointer, 40);
+        const view = new DataView(bytes.buffer, bytes.byteOffset);
+        const numbers = [0, 4, 8, 12, 16, 20, 24].map((at) =>
+          view.getUint32(at, true),
+        );
+        const stream = Number(view.getBigUint64(32, true));
+        return this.launch(kernel, numbers, stream);
       },
       cuStreamBeginCapture_v2: (stream) => {
         this.captured = { stream, work: [] };
@@ -190,6 +192,22 @@ export class FakeCuda {
         return 0;
       },
     };
+  }
+
+  /** @param numbers blocks and threads on three axes; bytes of shared memory. */
+  private launch(
+    kernel: number,
+    numbers: readonly number[],
+    stream: number,
+  ): number {
+    const name = this.names.get(kernel) ?? '';
+    if (!isLaunch(numbers, this.allowedShared.get(kernel) ?? 0)) {
+      this.refused = `${name} ${numbers.join(' ')}`;
+      return INVALID_VALUE;
+    }
+    return this.enqueue(stream, () => {
+      this.ran.push(name);
+    });
   }
 
   private enqueue(stream: number, work: Work): number {

@@ -45,6 +45,7 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
 extern "C" __global__ void __launch_bounds__(256)
     joinParts(const f32 *partO, const float *partLse, T *o, float *lse,
               int parts, int width) {
+  letNextStart();
   __shared__ float weights[MOST_PARTS];
   __shared__ float sums[8][32];
   i64 row = blockIdx.x;

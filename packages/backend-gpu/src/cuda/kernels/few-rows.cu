@@ -2,11 +2,14 @@
 
 #define THREADS 256
 
-/** a [ROWS, inner], w [columns, inner], y and plus [ROWS, columns] */
+/**
+ * a [ROWS, groups, inner], w [columns, inner], y and plus [ROWS, columns]: each
+ * `share` columns are of a group.
+ */
 struct Part {
   const T *a, *w, *plus;
   T *y;
-  int columns;
+  int columns, share, pitch;
   // Its first block of threads.
   int start;
 };
@@ -15,11 +18,12 @@ struct Parts {
 };
 
 /**
- * y[m, n] = sum over k of a[m, k] w[n, k], and plus[m, n] where there is one
+ * y[m, n] = sum over k of a[m, g, k] w[n, k], and plus[m, n] where there is one
  *
  * A warp has COLUMNS rows of w. Its lanes take pieces side by side, HELD of each
  * row at a time, and load all of them before they compute: such products wait for
  * memory and for little else. How a sum is added follows from `inner` alone.
+ * Its rows of w are on their way to the L2 cache while the kernel before runs.
  */
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     fewRows(Parts parts, int inner, int count) {
@@ -27,18 +31,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   int lane = threadIdx.x % 32;
   int warp = ((int)blockIdx.x - part.start) * (THREADS / 32) + threadIdx.x / 32;
   int first = warp * COLUMNS;
+  const T *w[COLUMNS];
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) {
+    // Behind the last column is that one again.
+    w[c] = part.w + (i64)min(first + c, part.columns - 1) * inner;
+    if (lane == c) prefetch(w[c], inner * sizeof(T));
+  }
+  awaitEarlier();
+  letNextStart();
   if (first >= part.columns) return;
   // A lane writes one element.
   int row = lane / COLUMNS, column = first + lane % COLUMNS;
   bool isOwn = row < ROWS && column < part.columns;
   i64 place = (i64)row * part.columns + column;
   T other = isOwn && part.plus ? part.plus[place] : T();
-  const T *w[COLUMNS];
-#pragma unroll
-  for (int c = 0; c < COLUMNS; c++) {
-    // Behind the last column is that one again.
-    w[c] = part.w + (i64)min(first + c, part.columns - 1) * inner;
-  }
+  const T *a = part.a + (i64)(first / part.share) * inner;
   float sums[ROWS][COLUMNS] = {};
   for (int from = lane * PIECE; from < inner; from += HELD * 32 * PIECE) {
     int4 far[HELD][COLUMNS], near[HELD][ROWS];
@@ -53,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       int k = from + n * 32 * PIECE;
 #pragma unroll
       for (int m = 0; m < ROWS; m++) {
-        const int4 *piece = (const int4 *)(part.a + m * inner + k);
+        const int4 *piece = (const int4 *)(a + m * part.pitch + k);
         near[n][m] = k < inner ? *piece : make_int4(0, 0, 0, 0);
       }
     }

@@ -16,26 +16,37 @@ const MOST_PIECES = 24;
  */
 const MANY_COLUMNS = 32;
 
-const none = [undefined, undefined, undefined, undefined, i32(0), i32(0)];
+const none = [
+  ...[undefined, undefined, undefined, undefined],
+  ...[i32(0), i32(0), i32(0), i32(0)],
+];
 
 /**
- * Whether the kernel has a product: weights `[out, in]` of 16-bit elements in
- * whole pieces. In f32, which takes twice the registers, cuBLASLt goes on.
+ * Whether the kernel has a product: weights `[out, in]`, or those of groups one
+ * behind the other, of 16-bit elements in whole pieces. In f32, which takes twice
+ * the registers, cuBLASLt goes on.
  */
 export function hasFewRows({ a, b, y, ...product }: Product): boolean {
   const { rows, columns, inner, batches = 1 } = product;
+  const areGroups =
+    a.batchStride === inner &&
+    b.batchStride === columns * inner &&
+    y.batchStride === columns;
   return (
     rows <= MOST_ROWS &&
     inner % PIECE === 0 &&
     a.tensor.dtype !== 'f32' &&
     !a.isTransposed &&
     b.isTransposed === true &&
-    batches === 1 &&
-    a.pitch === inner &&
+    (batches === 1 || areGroups) &&
+    a.pitch === batches * inner &&
     b.pitch === inner &&
-    y.pitch === columns
+    y.pitch === batches * columns
   );
 }
+
+/** Columns of all groups. */
+const columnsOf = ({ columns, batches = 1 }: Product) => columns * batches;
 
 /** Whether two such products may share a launch. */
 export const areAlike = (a: Product, b: Product): boolean =>
@@ -48,15 +59,17 @@ export function multiplyFewRows(
   context: KernelContext,
   products: readonly Product[],
 ): void {
-  const all = products.reduce((sum, { columns }) => sum + columns, 0);
+  const all = products.reduce((sum, product) => sum + columnsOf(product), 0);
   const many = MANY_COLUMNS * context.facts.multiprocessors;
-  const columns = all > many ? 2 : 1;
-  const launches = launchesOf(
-    products,
-    areAlike,
-    (product) => product.columns,
-    { each: WARPS * columns, most: MOST },
+  // A warp's columns are of one group.
+  const arePairs = products.every(
+    ({ columns, batches = 1 }) => batches === 1 || columns % 2 === 0,
   );
+  const columns = arePairs && all > many ? 2 : 1;
+  const launches = launchesOf(products, areAlike, columnsOf, {
+    each: WARPS * columns,
+    most: MOST,
+  });
   for (const launch of launches) launchParts(context, launch, columns);
 }
 
@@ -69,7 +82,7 @@ function launchParts(
   const { a, rows, inner } = first;
   const products = parts.map(({ call, start }) => [
     ...[call.a.tensor, call.b.tensor, call.plus, call.y.tensor],
-    ...[i32(call.columns), i32(start)],
+    ...[columnsOf(call), call.columns, call.a.pitch, start].map(i32),
   ]);
   context.run({
     file: 'few-rows',
@@ -83,6 +96,7 @@ function launchParts(
     },
     grid: [blocks],
     threads: [THREADS],
+    startsEarly: true,
     arguments: [...padded(products, none, MOST), i32(inner), i32(parts.length)],
   });
 }

@@ -38,6 +38,7 @@ __device__ inline void loadGates(float (&g)[BRANCHES], const Branches &u,
 
 /** y[n, i] = sum over branches of g o; a thread a piece of a row */
 extern "C" __global__ void gatedSum(Branches u, T *y, i64 rows) {
+  letNextStart();
   unsigned pieces = (u.width + PIECE - 1) / PIECE;
   i64 row = (unsigned)globalIndex() / pieces;
   if (row >= rows) return;

@@ -35,8 +35,32 @@ __device__ inline unsigned bfloatsOfFloats(float low, float high) {
   return y;
 }
 
+#if __CUDA_ARCH__ >= 900
 /**
- * ld.global.nc (9.7.9.9): 16 bytes that are read once, around the L1 cache;
+ * griddepcontrol (9.7.13.13): the kernel behind this one may start, if it starts
+ * early, once all blocks of threads have come here or ended.
+ */
+__device__ inline void letNextStart() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+/** The kernel before this one has ended, and all that it wrote is there. */
+__device__ inline void awaitEarlier() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+/** cp.async.bulk.prefetch (9.7.9.25.4.3): whole pieces of 16 bytes, to the L2 cache. */
+__device__ inline void prefetch(const void *from, unsigned bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+               :
+               : "l"(from), "r"(bytes));
+}
+#else
+__device__ inline void letNextStart() {}
+__device__ inline void awaitEarlier() {}
+__device__ inline void prefetch(const void *, unsigned) {}
+#endif
+
+/**
+ * ld.global (9.7.9.8): 16 bytes that are read once, around the L1 cache;
  * zeros, and nothing read, where they are not there.
  */
 __device__ inline int4 loadOnce(const void *from, bool isThere) {
@@ -44,7 +68,7 @@ __device__ inline int4 loadOnce(const void *from, bool isThere) {
   asm volatile("{\n"
                ".reg .pred p;\n"
                "setp.ne.u32 p, %5, 0;\n"
-               "@p ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               "@p ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
                "}"
                : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w)
                : "l"(from), "r"((unsigned)isThere));

@@ -20,6 +20,7 @@ __device__ float inverseRoot(const T *x, int width, float eps) {
 /** y = w x r; a block a row, of any width */
 extern "C" __global__ void rmsNorm(const T *x, const T *weight, T *y, int width,
                                    int norms, float eps) {
+  letNextStart();
   i64 row = blockIdx.x;
   x += row * width;
   y += row * width;
@@ -104,17 +105,22 @@ __device__ inline float inverseRoot(const Row &row, int width, float eps) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     rmsNormHeld(const T *x, const T *weight, T *y, i64 rows, int width, int norms,
             float eps) {
+  letNextStart();
   i64 row = globalIndex() / LANES;
   bool isRow = row < rows;
   Row held(x + row * width, isRow, width);
-  float r = inverseRoot(held, width, eps);
   weight += (unsigned)row % norms * width;
+  // On their way with the row, where there are registers for both.
+  constexpr bool ARE_HELD = HELD <= 8;
+  Row factors(weight, ARE_HELD && isRow, width);
+  float r = inverseRoot(held, width, eps);
 #pragma unroll
   for (int n = 0; n < HELD; n++) {
     int c = (n * LANES + threadIdx.x % LANES) * PIECE;
     if (!isRow || c >= width) break;
     float factor[PIECE], value[PIECE];
-    loadWhole<T>(factor, weight + c);
+    if (ARE_HELD) factors.take(factor, n);
+    else loadWhole<T>(factor, weight + c);
     held.take(value, n);
 #pragma unroll
     for (int e = 0; e < PIECE; e++) value[e] *= factor[e] * r;

@@ -2,6 +2,7 @@
 
 /** y = gate sigmoid(gate) up; without up, gate sigmoid(gate) */
 extern "C" __global__ void swiglu(const T *gate, const T *up, T *y, i64 count) {
+  letNextStart();
   i64 at = PIECE * globalIndex();
   if (at >= count) return;
   choose(at + PIECE <= count, [&](auto piece) {
