@@ -23,6 +23,8 @@ interface Run {
   readonly grid?: readonly [x: number, y: number, z: number];
   readonly threads?: number;
   readonly shared?: number;
+  /** It starts before the kernel before it has ended. */
+  readonly isEarly?: boolean;
   /** Words that the kernel's one pointer points to. */
   readonly words?: number;
   /** Of the compiler. */
@@ -54,7 +56,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */
   function run(body: string, options: Run = {}): Uint32Array {
     const { blocks = 1, threads = 64, shared = 0, words = threads } = options;
-    const { grid = [blocks] } = options;
+    const { grid = [blocks], isEarly = false } = options;
     const { driver } = emulator;
     const kernel = load(body, options.options);
     const bytes = 4 * words;
@@ -64,7 +66,7 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
       driver.argumentBytes.buffer,
       driver.argumentBytes.byteOffset,
     ).setBigUint64(0, BigInt(x), true);
-    driver.launch(kernel, grid, [threads], shared, 8, stream);
+    driver.launch(kernel, grid, [threads], shared, 8, stream, { isEarly });
     driver.copyToHost(host.address, x, bytes, stream);
     const result = new Uint32Array(host.bytes.slice().buffer);
     host.free();
@@ -95,6 +97,15 @@ extern "C" __global__ void kernel(unsigned *x) {
     expect(sums).toEqual(
       Uint32Array.from({ length: 128 }, (_, n) => 2016 + 32 + (n < 64 ? 0 : 1)),
     );
+  });
+
+  test('sees threads that start early and do not wait', () => {
+    const waits = 'if (i == 9) return; awaitEarlier(); x[i] = i;';
+    expect(() => run(waits, { isEarly: true })).toThrow(
+      'it starts early and has not waited',
+    );
+    const all = run('awaitEarlier(); x[i] = i;', { isEarly: true });
+    expect(all[63]).toBe(63);
   });
 
   test('lets warps of some blocks go on only where no other can', () => {

@@ -125,6 +125,48 @@ describe.skipIf(reason)(`few rows on emulated CUDA ${reason ?? ''}`, () => {
     );
   });
 
+  const heads = [
+    // Heads, terms, columns of a head; heads that share a group.
+    [16, 56, 64, 1],
+    [4, 224, 64, 1],
+    [8, 64, 9, 4],
+    [6, 128, 8, 3],
+  ] as const;
+  test.each(
+    heads.flatMap((head) => [1, 3].map((rows) => [rows, ...head] as const)),
+  )(
+    '%i rows of %i heads, %i terms by %i columns, %i a group',
+    async (...shape) => {
+      const [rows, count, inner, columns, share] = shape;
+      const groups = count / share;
+      for (const on of [backend, small]) {
+        const launched = vi.spyOn(on, 'run');
+        const judged = await judgeCall(
+          { backend: on, reference },
+          { operator: 'headMatmul', attributes: {} },
+          {
+            x: valuesOf(
+              [rows, groups, inner],
+              normal(rows * groups * inner),
+              'bf16',
+            ),
+            w: valuesOf(
+              [count, columns, inner],
+              normal(count * columns * inner),
+              'bf16',
+            ),
+          },
+          'bf16',
+        );
+        expect(judged).not.toHaveProperty('detail');
+        expect(launched.mock.calls.map(([{ entry }]) => entry)).toEqual([
+          'fewRows',
+        ]);
+        launched.mockRestore();
+      }
+    },
+  );
+
   test('many calls share launches and have the bits of single ones', async () => {
     const scope = new Scope(backend);
     const of = (

@@ -454,22 +454,25 @@ describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
       const neighbours = { style: 'interleaved' } as const;
       const list = [
         // A launch's four, one of which has many blocks, and none between.
-        call([3, 16, 64], 'bf16', half),
+        call([11, 16, 64], 'bf16', half),
         call([0, 16, 64], 'bf16', half),
-        call([3, 1, 64], 'bf16', half),
+        call([11, 1, 64], 'bf16', half),
         call([401, 5, 32], 'bf16', half),
-        call([1, 6, 16], 'bf16', { ...half, inverse: false }),
+        call([12, 6, 16], 'bf16', { ...half, inverse: false }),
         // More than it has room for; other kinds.
         call([9, 5, 32], 'bf16', half),
-        call([7, 3, 128], 'bf16', half),
-        call([7, 3, 128], 'bf16', { ...half, inverse: true }),
-        call([7, 3, 128], 'f16', { ...half, inverse: true }),
-        call([7, 3, 20], 'f16', { ...half, inverse: true }),
+        call([10, 3, 128], 'bf16', half),
+        call([10, 3, 128], 'bf16', { ...half, inverse: true }),
+        call([10, 3, 128], 'f16', { ...half, inverse: true }),
+        call([10, 3, 20], 'f16', { ...half, inverse: true }),
         call([70, 6, 8], 'f16', { ...half, inverse: true }),
-        call([7, 3, 20], 'f32', neighbours),
+        call([10, 3, 20], 'f32', neighbours),
         call([40, 5, 12], 'f32', neighbours),
         call([40, 5, 16], 'f32', neighbours),
-        call([2, 9, 64], 'f32', neighbours),
+        call([10, 9, 64], 'f32', neighbours),
+        // Of few tokens a thread has a pair.
+        call([8, 9, 64], 'f32', neighbours),
+        call([1, 1, 64], 'f32', neighbours),
       ];
       const want = list.map(
         ({ inputs, attributes }) =>
@@ -482,12 +485,35 @@ describe.skipIf(reason)(`pieces on emulated CUDA ${reason ?? ''}`, () => {
       expect(launches).toEqual([
         ...['ropePieces bf16', 'ropePieces bf16', 'ropePieces bf16'],
         ...['ropePieces f16', 'rope f16', 'rope f32', 'ropePieces f32'],
+        'rope f32',
       ]);
       expect(got).toHaveLength(list.length);
       for (const [i, y] of got.entries()) {
         expect(await scope.read(y), `${i}`).toEqual(
           await scope.read(want[i] as Tensor),
         );
+      }
+      scope.free();
+    });
+
+    test('turn a token alone as among many, to the bit', async () => {
+      const scope = new Scope(backend);
+      const x = normal(scope, 12 * 3 * 32, 'bf16').reshape([12, 3, 32]);
+      const frequencies = normal(scope, 16, 'f32');
+      const positions = Array.from({ length: 12 }, () => random.below(100_000));
+      const turn = (tensor: Tensor, at: number[]) =>
+        scope.run(
+          operators.rope,
+          { x: tensor, positions: scope.indices(at), frequencies },
+          { style: 'half' },
+        ).y;
+      const all = await scope.read(turn(x, positions));
+      const data = await scope.read(x);
+      for (const [i, position] of positions.entries()) {
+        const own = data.slice(96 * i, 96 * i + 96);
+        const alone = turn(scope.tensor(own, [1, 3, 32], 'bf16'), [position]);
+        const want = all.slice(96 * i, 96 * i + 96);
+        expect(await scope.read(alone), `${i}`).toEqual(want);
       }
       scope.free();
     });

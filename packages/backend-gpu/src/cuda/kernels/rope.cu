@@ -34,8 +34,17 @@ struct Parts {
  * [y1]   [cos -sin] [x1]
  * [y2] = [sin  cos] [x2], angle = position frequency
  *
- * Pair i of a row is the channels (i, i + pairs) where the step is 1, and
- * (2 i, 2 i + 1) where it is 2.
+ * The same bits in both kernels.
+ */
+__device__ inline void turnPair(float &x1, float &x2, float sine, float cosine) {
+  float turned = fmaf(x1, sine, x2 * cosine);
+  x1 = fmaf(x1, cosine, -(x2 * sine));
+  x2 = turned;
+}
+
+/**
+ * A thread a pair. Pair i of a row is the channels (i, i + pairs) where the step
+ * is 1, and (2 i, 2 i + 1) where it is 2.
  */
 extern "C" __global__ void rope(Parts parts, int step, float direction,
                                 int count) {
@@ -52,8 +61,9 @@ extern "C" __global__ void rope(Parts parts, int step, float direction,
   i64 second = first + (step == 1 ? part.pairs : 1);
   float x1 = widen(part.x[first]);
   float x2 = widen(part.x[second]);
-  part.y[first] = narrow<T>(x1 * cosine - x2 * sine);
-  part.y[second] = narrow<T>(x1 * sine + x2 * cosine);
+  turnPair(x1, x2, sine, cosine);
+  part.y[first] = narrow<T>(x1);
+  part.y[second] = narrow<T>(x2);
 }
 
 /**
@@ -92,9 +102,7 @@ extern "C" __global__ void ropePieces(Parts parts, int step, float direction,
       // The pair's two numbers, wherever they were loaded to.
       float &x1 = step == 1 ? a[e] : e < 4 ? a[2 * e] : b[2 * e - 8];
       float &x2 = step == 1 ? b[e] : e < 4 ? a[2 * e + 1] : b[2 * e - 7];
-      float turned = x1 * sine[e] + x2 * cosine[e];
-      x1 = x1 * cosine[e] - x2 * sine[e];
-      x2 = turned;
+      turnPair(x1, x2, sine[e], cosine[e]);
     }
     storeWhole<T>(part.y + row + first, a);
     storeWhole<T>(part.y + row + second, b);

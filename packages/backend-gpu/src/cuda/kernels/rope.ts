@@ -14,6 +14,8 @@ import { launchesOf, padded } from './many';
 const HEADS = 4;
 /** Tensors of a launch. */
 const MOST = 4;
+/** Tokens of a decoding step, whose pairs have a thread each. */
+const FEW = 8;
 
 type Call = Parameters<ManyKernels<'rope'>['rope']>[0][number];
 
@@ -60,7 +62,9 @@ export const ropeKernels = (context: KernelContext): Kernels<'rope'> => ({
 
 const pairsOf = ({ inputs }: Call) => extent(inputs.x, 2) / 2;
 
-const isWhole = (call: Call) => pairsOf(call) % PIECE === 0;
+/** Whether threads have whole pieces: of few tokens they would be long at it. */
+const isWhole = (call: Call) =>
+  pairsOf(call) % PIECE === 0 && extent(call.inputs.x, 0) > FEW;
 
 function threadsOf(call: Call): number {
   const { x } = call.inputs;
