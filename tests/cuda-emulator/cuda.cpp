@@ -128,6 +128,9 @@ void touch(int device) {
   touched = device;
 }
 
+/** The device of the kernel that runs. */
+int launched = -1;
+
 /** Does a stream's work up to a place. */
 int run(Stream &stream, uint64_t until) {
   while (stream.done < until && !stream.waiting.empty()) {
@@ -261,11 +264,17 @@ std::string reasonAgainst(const Launch &launch, size_t sharedBytes) {
 
 } // namespace
 
+void allowMemory() { touch(launched); }
+
 void sayWhere(const void *address, char *text, size_t size) {
   uintptr_t at = (uintptr_t)address;
   for (auto &[start, allocation] : allocations) {
     uintptr_t base = (uintptr_t)allocation.base;
     if (at < base || at >= base + allocation.mapped) continue;
+    if (touched < 0) {
+      snprintf(text, size, "memory that the kernel before may be writing");
+      return;
+    }
     if (allocation.device != touched) {
       snprintf(text, size, "an address of device %d, the kernel is on device %d",
                allocation.device, touched);
@@ -302,6 +311,11 @@ int asaIsOfCurrent(const void *address) {
 }
 
 int cuInit(unsigned) { return CUDA_SUCCESS; }
+
+int cuDriverGetVersion(int *out) {
+  *out = 13000;
+  return CUDA_SUCCESS;
+}
 
 int cuGetErrorName(int status, const char **text) {
   static const std::map<int, const char *> names = {
@@ -640,7 +654,10 @@ static int launchKernel(uint64_t handle, dim3 blocks, dim3 threads,
   if (!reason.empty()) {
     return fail(CUDA_ERROR_INVALID_VALUE, function->name + ": " + reason);
   }
-  return asaEnqueue((void *)stream, [launch] {
+  int device = function->device;
+  return asaEnqueue((void *)stream, [launch, device] {
+    launched = device;
+    if (launch.isEarly) touch(-1);
     int status = runGrid(launch);
     return status == CUDA_SUCCESS ? status : fail(status, launchFailure());
   });

@@ -40,6 +40,9 @@ struct Launch {
 int runGrid(const Launch &launch);
 const char *launchFailure();
 
+/** Lets a launch that starts early touch memory. */
+void allowMemory();
+
 /** What lies at an address that must not be touched. */
 void sayWhere(const void *address, char *text, size_t size);
 

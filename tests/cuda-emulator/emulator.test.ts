@@ -99,15 +99,6 @@ extern "C" __global__ void kernel(unsigned *x) {
     );
   });
 
-  test('sees threads that start early and do not wait', () => {
-    const waits = 'if (i == 9) return; awaitEarlier(); x[i] = i;';
-    expect(() => run(waits, { isEarly: true })).toThrow(
-      'it starts early and has not waited',
-    );
-    const all = run('awaitEarlier(); x[i] = i;', { isEarly: true });
-    expect(all[63]).toBe(63);
-  });
-
   test('lets warps of some blocks go on only where no other can', () => {
     const order = run(
       `__shared__ int count;
@@ -413,5 +404,28 @@ extern "C" __global__ void kernel(unsigned *x) {
       other.driver.reach(driver, 1, 0);
       expect(copy).not.toThrow();
     });
+  });
+
+  test('sees threads that start early and do not wait', () => {
+    const waits = 'if (i == 9) return; awaitEarlier(); x[i] = i;';
+    expect(() => run(waits, { isEarly: true })).toThrow(
+      'it starts early and has not waited',
+    );
+    const all = run('awaitEarlier(); x[i] = i;', { isEarly: true });
+    expect(all[63]).toBe(63);
+  });
+
+  test.each([
+    'x[i] = i; awaitEarlier();',
+    'i = x[0]; awaitEarlier(); x[1] = i;',
+  ])('sees memory that is touched too early: %s', (body) => {
+    expect(() => run(body, { isEarly: true })).toThrow(
+      'memory that the kernel before may be writing',
+    );
+  });
+
+  test('lets who starts early prefetch', () => {
+    const body = 'prefetch(x, 256); awaitEarlier(); x[i] = 2 * i;';
+    expect(run(body, { isEarly: true })[63]).toBe(126);
   });
 });

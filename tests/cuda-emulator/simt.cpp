@@ -521,7 +521,10 @@ void asaFenceProducts() {
   self().isUnfenced = false;
 }
 
-void asaAwaitEarlier() { self().hasWaited = true; }
+void asaAwaitEarlier() {
+  if (launch->isEarly) allowMemory();
+  self().hasWaited = true;
+}
 
 void asaWgmmaFence() { self().isFenced = true; }
 

@@ -130,6 +130,8 @@ describe.skipIf(reason)(`few rows on emulated CUDA ${reason ?? ''}`, () => {
     [16, 56, 64, 1],
     [4, 224, 64, 1],
     [8, 64, 9, 4],
+    // A warp of two columns would have two heads.
+    [8, 64, 9, 1],
     [6, 128, 8, 3],
   ] as const;
   test.each(

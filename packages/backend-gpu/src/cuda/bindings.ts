@@ -42,6 +42,7 @@ type Bound<Table extends Readonly<Record<string, Signature>>> = {
 /** libcuda. Each function returns a status. */
 export const driverFunctions = {
   cuInit: ['uint32'],
+  cuDriverGetVersion: ['void *'],
   cuGetErrorName: ['int', 'void *'],
   cuGetErrorString: ['int', 'void *'],
   cuDeviceGetCount: ['void *'],

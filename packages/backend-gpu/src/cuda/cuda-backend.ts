@@ -43,8 +43,11 @@ import { Staging } from './staging';
 /** What cuBLASLt may write between the steps of a product. */
 const WORKSPACE_BYTES = 2 ** 25;
 
-/** Compute capability from which on kernels can wait for one another. */
-const STARTS_EARLY = 90;
+/**
+ * Where kernels start early: the compute capability where that was measured, and
+ * the first CUDA whose captures keep it.
+ */
+const EARLY = { capability: 90, version: 12_030 } as const;
 
 export interface CudaBackendParts {
   readonly driver: Driver;
@@ -70,6 +73,7 @@ export class CudaBackend implements Backend, KernelContext {
   readonly facts: DeviceFacts;
 
   private readonly driver: Driver;
+  private readonly startsEarly: boolean;
   private readonly stream: CudaStream;
   /** Behind the work that another device has to wait for. */
   private readonly event: CudaEvent;
@@ -93,6 +97,9 @@ export class CudaBackend implements Backend, KernelContext {
     this.driver = driver;
     this.facts = facts;
     this.description = `${facts.name}, sm_${facts.capability}`;
+    this.startsEarly =
+      facts.capability === EARLY.capability &&
+      driver.version() >= EARLY.version;
     driver.retainContext(parts.device);
     this.stream = driver.createStream();
     this.event = driver.createEvent();
@@ -306,7 +313,7 @@ export class CudaBackend implements Backend, KernelContext {
       this.stream,
       {
         isSingle: isBoxes(launch.arguments[0]),
-        isEarly: launch.startsEarly && this.facts.capability >= STARTS_EARLY,
+        isEarly: launch.startsEarly && this.startsEarly,
       },
     );
   }

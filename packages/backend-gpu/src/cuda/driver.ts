@@ -119,6 +119,14 @@ export class Driver {
     this.check('cuInit', this.cuda.cuInit(0));
   }
 
+  /** The newest CUDA that the driver knows: 12030 is 12.3. */
+  version(): number {
+    const { library, out } = this;
+    const status = library.cuDriverGetVersion(out.memory);
+    this.check('cuDriverGetVersion', status);
+    return out.takeInt();
+  }
+
   deviceCount(): number {
     const { out } = this;
     this.check('cuDeviceGetCount', this.cuda.cuDeviceGetCount(out.memory));
@@ -427,6 +435,7 @@ export class Driver {
       }
       configView.setBigUint64(32, BigInt(stream), true);
       status = cuda.cuLaunchKernelEx(config.address, kernel, single, extra);
+      if (status !== 0) this.check('cuLaunchKernelEx', status);
     } else {
       status = cuda.cuLaunchKernel(
         kernel,
@@ -441,8 +450,8 @@ export class Driver {
         single,
         extra,
       );
+      if (status !== 0) this.check('cuLaunchKernel', status);
     }
-    if (status !== 0) this.check('cuLaunchKernel', status);
   }
 
   beginCapture(stream: CudaStream): void {

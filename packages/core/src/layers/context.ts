@@ -59,10 +59,13 @@ export interface LayerPast {
     blocks?: Blocks<Rows>,
     sharing?: number,
   ): Sequences;
-  /** Block lists of each sequence's last leader, i32 `[S, G, n]`. */
+  /**
+   * Block lists of each sequence's last leader, i32 `[S, G, n]`, until others are
+   * remembered.
+   */
   previousLeaders(): Tensor | undefined;
   rememberLeaders(indices: Tensor, sequences: Sequences, sharing: number): void;
-  /** Recurrent state before the first query, `[S, ...]`. */
+  /** Recurrent state before the first query, `[S, ...]`, until it is remembered. */
   state(): Tensor | undefined;
   rememberState(state: Tensor): void;
 }

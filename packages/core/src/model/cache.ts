@@ -386,8 +386,7 @@ class CachedPast implements LayerPast {
   previousLeaders(): Tensor | undefined {
     const { leaders } = this.cache;
     if (!leaders || this.batch.isFresh) return undefined;
-    return this.scope.run(gatherRows, { x: leaders, rows: this.slotRows() }, {})
-      .y;
+    return this.ofSlots(leaders);
   }
 
   rememberLeaders(
@@ -395,26 +394,30 @@ class CachedPast implements LayerPast {
     sequences: Sequences,
     sharing: number,
   ): void {
-    const { leaders } = this.cache;
+    const { cache, batch, scope } = this;
+    const { leaders } = cache;
     if (!leaders) return;
-    const last = this.batch.indices(`last leaders ${sharing}`, () =>
-      sequences.list.map(
-        ({ leaderStart, keyCount, queryCount }) =>
-          leaderStart +
-          Math.floor((keyCount - 1) / sharing) -
-          Math.floor((keyCount - queryCount) / sharing),
-      ),
-    );
-    const x = this.scope.run(gatherRows, { x: indices, rows: last }, {}).y;
+    const last = () =>
+      batch.indices(`last leaders ${sharing}`, () =>
+        sequences.list.map(
+          ({ leaderStart, keyCount, queryCount }) =>
+            leaderStart +
+            Math.floor((keyCount - 1) / sharing) -
+            Math.floor((keyCount - queryCount) / sharing),
+        ),
+      );
+    // Of one query a sequence, each has one leader.
+    const x = batch.counts.every((count) => count === 1)
+      ? indices
+      : scope.run(gatherRows, { x: indices, rows: last() }, {}).y;
     const rows = this.slotRows();
-    this.scope.run(scatterRows, { target: leaders, x, rows }, {});
+    scope.run(scatterRows, { target: leaders, x, rows }, {});
   }
 
   state(): Tensor | undefined {
     const { state } = this.cache;
     if (!state || this.batch.isFresh) return undefined;
-    return this.scope.run(gatherRows, { x: state, rows: this.slotRows() }, {})
-      .y;
+    return this.ofSlots(state);
   }
 
   rememberState(x: Tensor): void {
@@ -422,6 +425,16 @@ class CachedPast implements LayerPast {
     if (!state) return;
     const rows = this.slotRows();
     this.scope.run(scatterRows, { target: state, x, rows }, {});
+  }
+
+  /** What a tensor of all slots has of this call's: all, or its rows. */
+  private ofSlots(x: Tensor): Tensor {
+    const { cache, slots, scope } = this;
+    const areAll =
+      slots.length === cache.slots && slots.every((slot, i) => slot === i);
+    return areAll
+      ? x
+      : scope.run(gatherRows, { x, rows: this.slotRows() }, {}).y;
   }
 
   private slotRows(): Tensor {

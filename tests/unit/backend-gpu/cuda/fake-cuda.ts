@@ -38,6 +38,11 @@ export class FakeCuda {
   /** What the next event query answers, instead of success. */
   eventStatus = 0;
 
+  /** Of these, those that were to start early. */
+  readonly early: string[] = [];
+  /** As `cuDriverGetVersion` has it. */
+  version = 12_030;
+
   /** What a launch was that a card refuses. */
   refused: string | undefined;
 
@@ -65,7 +70,11 @@ export class FakeCuda {
 
   /** A backend on it, without the check of a known answer: nothing computes. */
   open(
-    options: { readonly limitBytes?: number; readonly poison?: boolean } = {},
+    options: {
+      readonly limitBytes?: number;
+      readonly poison?: boolean;
+      readonly capability?: number;
+    } = {},
   ): CudaBackend {
     const compiler: Partial<CompilerLibrary> = {
       nvrtcVersion: () => 0,
@@ -90,7 +99,7 @@ export class FakeCuda {
       device: 0,
       facts: {
         name: 'Host',
-        capability: 90,
+        capability: options.capability ?? 90,
         multiprocessors: this.isEmpty ? 132 : 1,
         l2Bytes: 50 * 2 ** 20,
         sharedBytes: 232_448,
@@ -121,6 +130,7 @@ export class FakeCuda {
         if (!this.isEmpty) libc.memmove(to, from, bytes);
       });
     return {
+      cuDriverGetVersion: (out) => set(out, this.version),
       cuMemAlloc_v2: (out, bytes) =>
         this.isEmpty ? this.count(out, bytes) : this.allocate(out, bytes),
       cuMemHostAlloc: (out, bytes) => this.allocate(out, bytes),
@@ -168,6 +178,7 @@ export class FakeCuda {
           view.getUint32(at, true),
         );
         const stream = Number(view.getBigUint64(32, true));
+        this.early.push(this.names.get(kernel) ?? '');
         return this.launch(kernel, numbers, stream);
       },
       cuStreamBeginCapture_v2: (stream) => {

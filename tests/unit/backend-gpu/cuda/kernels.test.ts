@@ -317,6 +317,10 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { T: 'bf16', LANES: 32, HELD: 8 },
     { T: 'f32', LANES: 32, HELD: 4 },
     { T: 'bf16', LANES: 8, HELD: 1 },
+    { T: 'bf16', LANES: 8, HELD: 1, FEW: 1 },
+    { T: 'bf16', LANES: 32, HELD: 4, FEW: 1 },
+    { T: 'bf16', LANES: 32, HELD: 8, FEW: 1 },
+    { T: 'f32', LANES: 32, HELD: 4, FEW: 1 },
   ],
   rope: [{ T: 'bf16', MOST: 4 }],
   rows: [

@@ -1,6 +1,7 @@
-/** Training steps of long contexts: every launch must be one that a card takes. */
+/** Launches of whole steps, on a device that only counts. */
 import {
   Documents,
+  Engine,
   Model,
   modelParameters,
   preset,
@@ -51,4 +52,55 @@ describe.skipIf(!isLinux)('launches of a training step', () => {
       await backend.destroy();
     },
   );
+});
+
+describe.skipIf(!isLinux)('launches of a decoding step', () => {
+  /** One step of 340m-asa behind 2,048 tokens: its kernels, and which start early. */
+  async function decoded(capability: number, version = 12_030) {
+    const cuda = new FakeCuda(true);
+    cuda.capacity = 2 ** 44;
+    cuda.version = version;
+    const backend = cuda.open({ capability });
+    const config = preset('340m-asa', { context: 4096 });
+    const scope = new Scope(backend);
+    const weights = modelParameters(config).map(
+      ({ name, shape }) => [name, scope.empty(shape, 'bf16')] as const,
+    );
+    const model = new Model(backend, config, new Map(weights));
+    const engine = Engine.from(model);
+    const session = engine.session({ capacity: 4096 });
+    await session.extend(new Array(2048).fill(5));
+    cuda.ran.length = 0;
+    cuda.early.length = 0;
+    const events = engine.generate(session, {
+      prompt: [3],
+      maxTokens: 1,
+      temperature: 0,
+      eos: [],
+    });
+    for await (const _ of events);
+    const count = (name: string) =>
+      cuda.ran.filter((kernel) => kernel === name).length;
+    const early = new Set(cuda.early);
+    await backend.destroy();
+    return { count, early, total: cuda.ran.length, layers: config.layers };
+  }
+
+  it('are one for what can be done together', async () => {
+    const { count, total, layers } = await decoded(90);
+    // Of the layer's input, heads' values, of those, two of the MLP; then logits.
+    expect(count('fewRows')).toBe(5 * layers + 1);
+    expect(count('rope')).toBe(layers);
+    // The cache's rows, and the lists of every other layer.
+    expect(count('scatterRows')).toBe(1.5 * layers);
+    expect(count('gatherRows')).toBe(1);
+    expect(total).toBe(388);
+  });
+
+  it('start early where cards and captures know of that', async () => {
+    expect((await decoded(90)).early).toEqual(new Set(['fewRows']));
+    expect((await decoded(90, 12_020)).early.size).toBe(0);
+    expect((await decoded(80)).early.size).toBe(0);
+    expect((await decoded(100)).early.size).toBe(0);
+  });
 });

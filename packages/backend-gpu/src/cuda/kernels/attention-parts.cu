@@ -40,7 +40,7 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
 /**
  * o = sum over a row's parts p of e^(lse_p - lse) o_p; a part that saw nothing
  * has no o_p. A block of 8 warps has 32 columns of a row, and its warps take
- * turns at the parts. The first of those are on their way with the LSEs.
+ * turns at the parts.
  */
 extern "C" __global__ void __launch_bounds__(256)
     joinParts(const f32 *partO, const float *partLse, T *o, float *lse,
@@ -49,17 +49,6 @@ extern "C" __global__ void __launch_bounds__(256)
   __shared__ float weights[MOST_PARTS];
   __shared__ float sums[8][32];
   i64 row = blockIdx.x;
-  int warp = threadIdx.x / 32;
-  int lane = threadIdx.x % 32;
-  int c = blockIdx.y * 32 + lane;
-  const f32 *own = partO + row * parts * width + c;
-  constexpr int AHEAD = 4;
-  float first[AHEAD];
-#pragma unroll
-  for (int n = 0; n < AHEAD; n++) {
-    int p = warp + 8 * n;
-    first[n] = p < parts && c < width ? own[(i64)p * width] : 0;
-  }
   float top = -INFINITE;
   for (int p = threadIdx.x; p < parts; p += blockDim.x) {
     weights[p] = partLse[row * parts + p];
@@ -74,17 +63,14 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   total = blockSum(total);
 
+  int warp = threadIdx.x / 32;
+  int lane = threadIdx.x % 32;
+  int c = blockIdx.y * 32 + lane;
   float sum = 0;
-#pragma unroll
-  for (int n = 0; n < AHEAD; n++) {
-    int p = warp + 8 * n;
-    // What a part that saw nothing has there is no number.
-    if (p < parts && weights[p] > 0) sum += weights[p] * first[n];
-  }
 #pragma unroll 4
-  for (int p = warp + 8 * AHEAD; p < parts; p += 8) {
+  for (int p = warp; p < parts; p += 8) {
     bool isSeen = weights[p] > 0 && c < width;
-    sum += isSeen ? weights[p] * own[(i64)p * width] : 0;
+    sum += isSeen ? weights[p] * partO[(row * parts + p) * width + c] : 0;
   }
   sums[warp][lane] = sum;
   __syncthreads();

@@ -1,6 +1,8 @@
 #include "pieces.cuh"
 
 #define THREADS 256
+/** Bytes of a row that wait in the L2 cache, which has to hold all warps'. */
+#define MOST_AHEAD 8192
 
 /**
  * a [ROWS, groups, inner], w [columns, inner], y and plus [ROWS, columns]: each
@@ -36,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   for (int c = 0; c < COLUMNS; c++) {
     // Behind the last column is that one again.
     w[c] = part.w + (i64)min(first + c, part.columns - 1) * inner;
-    if (lane == c) prefetch(w[c], inner * sizeof(T));
+    if (lane == c) prefetch(w[c], min(inner * (int)sizeof(T), MOST_AHEAD));
   }
   awaitEarlier();
   letNextStart();

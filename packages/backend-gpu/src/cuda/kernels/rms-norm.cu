@@ -61,6 +61,14 @@ extern "C" __global__ void rmsNormBackward(const T *x, const T *weight,
   }
 }
 
+/**
+ * Whether rows are few: then weights are on their way with them, at the price of
+ * registers.
+ */
+#ifndef FEW
+#define FEW 0
+#endif
+
 /** Where rows are whole pieces, LANES lanes keep one in registers. */
 #ifndef HELD
 #define HELD 1
@@ -110,16 +118,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   bool isRow = row < rows;
   Row held(x + row * width, isRow, width);
   weight += (unsigned)row % norms * width;
-  // On their way with the row, where there are registers for both.
-  constexpr bool ARE_HELD = HELD <= 8;
-  Row factors(weight, ARE_HELD && isRow, width);
+  Row factors(weight, FEW && isRow, width);
   float r = inverseRoot(held, width, eps);
 #pragma unroll
   for (int n = 0; n < HELD; n++) {
     int c = (n * LANES + threadIdx.x % LANES) * PIECE;
     if (!isRow || c >= width) break;
     float factor[PIECE], value[PIECE];
-    if (ARE_HELD) factors.take(factor, n);
+    if (FEW) factors.take(factor, n);
     else loadWhole<T>(factor, weight + c);
     held.take(value, n);
 #pragma unroll

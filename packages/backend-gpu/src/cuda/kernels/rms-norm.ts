@@ -19,6 +19,8 @@ const THREADS = 256;
 /** Bytes of a row that a lane keeps at most; a gradient keeps two, and sums. */
 const MOST_HELD = 512;
 const MOST_HELD_BACKWARD = 128;
+/** Rows of a decoding step, whose lanes keep their weights too. */
+const FEW_ROWS = 64;
 /** Threads of a multiprocessor that sum terms, and rows that each sums at least. */
 const SUMMING = 512;
 const SUMMED_ROWS = 8;
@@ -31,12 +33,13 @@ export const rmsNormKernels = (
     const rows = x.size / width;
     const numbers = [i32(width), i32(weight.size / width), f32(eps)];
     const cut = cutOf(x, MOST_HELD);
+    const isFew = rows <= FEW_ROWS && cutOf(x, MOST_HELD_BACKWARD);
     context.run({
       file: 'rms-norm',
       ...(cut
         ? {
             entry: 'rmsNormHeld',
-            defines: { ...typed(x), ...cut },
+            defines: { ...typed(x), ...cut, FEW: isFew ? 1 : 0 },
             ...elementwise(rows * cut.LANES),
             arguments: [x, weight, y, i64(rows), ...numbers],
           }
