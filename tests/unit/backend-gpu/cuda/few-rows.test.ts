@@ -31,7 +31,8 @@ describe('products of few rows', () => {
 
   it('have two columns a warp where there are many', () => {
     expect(launchesFor(1, 1024, 2632, 2632)).toEqual([[330, 2, 4]]);
-    expect(launchesFor(4, 1024, 32_000)).toEqual([[2000, 2, 4]]);
+    expect(launchesFor(2, 1024, 32_000)).toEqual([[2000, 2, 4]]);
+    expect(launchesFor(4, 1024, 4400)).toEqual([[275, 2, 4]]);
   });
 
   it.each([
@@ -50,7 +51,11 @@ describe('products of few rows', () => {
     const { matmul } = matmulKernels(context);
     const { inputs, outputs } = call(4, 64, 64);
     matmul(inputs, outputs, {});
-    const others = [call(5, 8, 64), call(4, 8, 20)];
+    const others = [
+      ...[call(5, 8, 64), call(4, 8, 20)],
+      // Where cuBLASLt is faster.
+      ...[call(1, 14_336, 4096), call(3, 5264, 1024)],
+    ];
     for (const { inputs, outputs, attributes } of others) {
       matmul(inputs, outputs, attributes);
     }

@@ -5,9 +5,10 @@ import { launchesOf, type ManyLaunch, padded } from './many';
 
 const THREADS = 256;
 const WARPS = THREADS / 32;
-/** Products of a launch, and their rows. */
+/** Products of a launch. */
 const MOST = 8;
-const MOST_ROWS = 4;
+/** Weights, in elements, behind which cuBLASLt is faster, by rows. */
+const MOST_WEIGHTS = [0, 2 ** 25, 2 ** 25, 5 * 2 ** 20, 5 * 2 ** 20];
 /** Pieces that a lane holds, of 16 bytes: 96 registers of 128. */
 const MOST_PIECES = 24;
 /**
@@ -22,9 +23,9 @@ const none = [
 ];
 
 /**
- * Whether the kernel has a product: weights `[out, in]`, or those of groups one
- * behind the other, of 16-bit elements in whole pieces. In f32, which takes twice
- * the registers, cuBLASLt goes on.
+ * Whether the kernel takes a product: weights `[out, in]`, or those of groups one
+ * behind the other, of 16-bit elements in whole pieces, not too many. In f32, which
+ * takes twice the registers, cuBLASLt goes on.
  */
 export function hasFewRows({ a, b, y, ...product }: Product): boolean {
   const { rows, columns, inner, batches = 1 } = product;
@@ -33,8 +34,8 @@ export function hasFewRows({ a, b, y, ...product }: Product): boolean {
     b.batchStride === columns * inner &&
     y.batchStride === columns;
   return (
-    rows <= MOST_ROWS &&
     inner % PIECE === 0 &&
+    batches * columns * inner <= (MOST_WEIGHTS[rows] ?? 0) &&
     a.tensor.dtype !== 'f32' &&
     !a.isTransposed &&
     b.isTransposed === true &&
