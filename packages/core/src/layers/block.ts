@@ -59,9 +59,12 @@ function feedForward(
   weights: Weights,
   plus: Tensor,
 ): Tensor {
-  const names = ['gate_proj.weight', 'up_proj.weight'] as const;
-  const product = linears(context, x, weights, names);
-  const [gate, up] = [product(names[0]), product(names[1])];
+  const product = linears(context, x, weights, [
+    'gate_proj.weight',
+    'up_proj.weight',
+  ]);
+  const gate = product('gate_proj.weight');
+  const up = product('up_proj.weight');
   const { y } = context.scope.run(swiglu, { gate, up }, {});
   return linear(context, y, weights('down_proj.weight'), plus);
 }
