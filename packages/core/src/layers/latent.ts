@@ -50,7 +50,10 @@ export interface Latents {
   readonly product: Weights;
 }
 
-/** @param further weights that the input is multiplied with beside its own. */
+/**
+ * Queries and rows of `h [N, hidden]`, all its products at once.
+ * @param further weights that the input is multiplied with beside its own.
+ */
 export function latents(
   context: LayerContext,
   h: Tensor,
