@@ -427,31 +427,31 @@ export class Driver {
     this.argumentSize[0] = BigInt(argumentBytes);
     const single = how.isSingle ? this.single : 0;
     const extra = how.isSingle ? 0 : this.extra;
-    let status: number;
     if (how.isEarly) {
       const numbers = [x, y, z, tx, ty, 1, sharedBytes];
       for (const [at, number] of numbers.entries()) {
         configView.setUint32(4 * at, number, true);
       }
       configView.setBigUint64(32, BigInt(stream), true);
-      status = cuda.cuLaunchKernelEx(config.address, kernel, single, extra);
-      if (status !== 0) this.check('cuLaunchKernelEx', status);
-    } else {
-      status = cuda.cuLaunchKernel(
-        kernel,
-        x,
-        y,
-        z,
-        tx,
-        ty,
-        1,
-        sharedBytes,
-        stream,
-        single,
-        extra,
-      );
-      if (status !== 0) this.check('cuLaunchKernel', status);
+      const { address } = config;
+      const status = cuda.cuLaunchKernelEx(address, kernel, single, extra);
+      this.check('cuLaunchKernelEx', status);
+      return;
     }
+    const status = cuda.cuLaunchKernel(
+      kernel,
+      x,
+      y,
+      z,
+      tx,
+      ty,
+      1,
+      sharedBytes,
+      stream,
+      single,
+      extra,
+    );
+    this.check('cuLaunchKernel', status);
   }
 
   beginCapture(stream: CudaStream): void {

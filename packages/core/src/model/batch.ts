@@ -80,6 +80,11 @@ export class Batch {
     return this.choice('fresh', () => this.pasts.every((past) => past === 0));
   }
 
+  /** One token a sequence. */
+  get isDecode(): boolean {
+    return this.counts.every((count) => count === 1);
+  }
+
   /** The tokens on the device, i32 `[N]`. */
   get ids(): Tensor {
     return this.indices('tokens', () => this.tokens);

@@ -250,9 +250,8 @@ class CachedPast implements LayerPast {
     const rowOf = (s: number, position: number) =>
       (this.slots[s] ?? 0) * cached.rows + (position % cached.rows);
     const key = `${part} ${cached.rows}`;
-    const isDecode = batch.counts.every((count) => count === 1);
     const chunk =
-      batch.isFresh || isDecode
+      batch.isFresh || batch.isDecode
         ? undefined
         : this.besideOld(cached, rows, key, rowOf);
     this.write(cached, rows, `ring ${key}`, rowOf, cached.rows);
@@ -407,7 +406,7 @@ class CachedPast implements LayerPast {
         ),
       );
     // Of one query a sequence, each has one leader.
-    const x = batch.counts.every((count) => count === 1)
+    const x = batch.isDecode
       ? indices
       : scope.run(gatherRows, { x: indices, rows: last() }, {}).y;
     const rows = this.slotRows();

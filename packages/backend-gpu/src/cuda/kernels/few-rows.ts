@@ -3,6 +3,7 @@ import type { Product } from '../products';
 import { type KernelContext, PIECE, typed } from './context';
 import { launchesOf, type ManyLaunch, padded } from './many';
 
+/** As in the kernel. */
 const THREADS = 256;
 const WARPS = THREADS / 32;
 /** Products of a launch. */
@@ -34,6 +35,7 @@ export function hasFewRows({ a, b, y, ...product }: Product): boolean {
     b.batchStride === columns * inner &&
     y.batchStride === columns;
   return (
+    inner > 0 &&
     inner % PIECE === 0 &&
     batches * columns * inner <= (MOST_WEIGHTS[rows] ?? 0) &&
     a.tensor.dtype !== 'f32' &&
@@ -50,12 +52,12 @@ export function hasFewRows({ a, b, y, ...product }: Product): boolean {
 const columnsOf = ({ columns, batches = 1 }: Product) => columns * batches;
 
 /** Whether two such products may share a launch. */
-export const areAlike = (a: Product, b: Product): boolean =>
+const areAlike = (a: Product, b: Product): boolean =>
   a.rows === b.rows &&
   a.inner === b.inner &&
   a.a.tensor.dtype === b.a.tensor.dtype;
 
-/** Products that are alike, of some elements and some terms. */
+/** Neighbours that are alike share a launch; those of no columns have none. */
 export function multiplyFewRows(
   context: KernelContext,
   products: readonly Product[],

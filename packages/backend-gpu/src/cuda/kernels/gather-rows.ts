@@ -29,15 +29,19 @@ export const rowsMany = (
   context: KernelContext,
 ): ManyKernels<'gatherRows' | 'scatterRows'> => ({
   gatherRows(calls) {
-    const moves = calls.map(({ inputs: { x, rows }, outputs: { y } }) => ({
-      ...{ x, rows, y, moved: y },
+    const moves = calls.map(({ inputs, outputs: { y } }) => ({
+      ...inputs,
+      y,
+      moved: y,
     }));
     moveRows(context, 'gatherRows', moves);
   },
 
   scatterRows(calls) {
-    const moves = calls.map(({ inputs: { target, x, rows } }) => ({
-      ...{ x, rows, y: target, moved: x },
+    const moves = calls.map(({ inputs }) => ({
+      ...inputs,
+      y: inputs.target,
+      moved: inputs.x,
     }));
     moveRows(context, 'scatterRows', moves);
   },
@@ -46,12 +50,12 @@ export const rowsMany = (
 export const gatherRowsKernels = (
   context: KernelContext,
 ): Kernels<'gatherRows' | 'gatherRowsBackward' | 'scatterRows'> => ({
-  gatherRows({ x, rows }, { y }) {
-    moveRows(context, 'gatherRows', [{ x, rows, y, moved: y }]);
+  gatherRows(inputs, outputs, attributes) {
+    rowsMany(context).gatherRows([{ inputs, outputs, attributes }]);
   },
 
-  scatterRows({ target, x, rows }) {
-    moveRows(context, 'scatterRows', [{ x, rows, y: target, moved: x }]);
+  scatterRows(inputs, outputs, attributes) {
+    rowsMany(context).scatterRows([{ inputs, outputs, attributes }]);
   },
 
   gatherRowsBackward({ dy, rows }, { dx }, { extent }) {

@@ -7,35 +7,21 @@ import {
   type Kernels,
   type ManyKernels,
 } from './context';
-import { areAlike, hasFewRows, multiplyFewRows } from './few-rows';
+import { hasFewRows, multiplyFewRows } from './few-rows';
 
 type Call = Parameters<ManyKernels<'matmul'>['matmul']>[0][number];
 
 /** y[i, j] = sum over k of a[i, k] b[k, j], and plus[i, j] where there is one */
 export const matmulKernels = (context: KernelContext): Kernels<'matmul'> => ({
   matmul(inputs, outputs, attributes) {
-    multiply(context, productOf({ inputs, outputs, attributes }));
+    matmulMany(context).matmul([{ inputs, outputs, attributes }]);
   },
 });
 
 export const matmulMany = (context: KernelContext): ManyKernels<'matmul'> => ({
-  /** Neighbours of few rows that are alike share a launch. */
+  /** Those of few rows share launches. */
   matmul(calls) {
-    let alike: Product[] = [];
-    const flush = () => {
-      if (alike.length > 0) multiplyFewRows(context, alike);
-      alike = [];
-    };
-    for (const call of calls) {
-      const product = productOf(call);
-      if (product.y.tensor.size === 0) continue;
-      const isFew = product.inner > 0 && hasFewRows(product);
-      const [first] = alike;
-      if (!isFew || (first && !areAlike(first, product))) flush();
-      if (isFew) alike.push(product);
-      else multiply(context, product);
-    }
-    flush();
+    multiplyAll(context, calls.map(productOf));
   },
 });
 
@@ -59,19 +45,26 @@ function productOf({ inputs, outputs: { y }, attributes }: Call): Product {
 
 /** A product into all of `y`; `plus` or zeros where it has no terms. */
 export function multiply(context: KernelContext, product: Product): void {
-  const { y, plus } = product;
-  const { tensor } = y;
-  if (isSome(product)) {
-    if (hasFewRows(product)) multiplyFewRows(context, [product]);
-    else context.product(product);
-  } else if (tensor.size > 0) {
+  multiplyAll(context, [product]);
+}
+
+function multiplyAll(
+  context: KernelContext,
+  products: readonly Product[],
+): void {
+  multiplyFewRows(context, products.filter(hasFewRows));
+  for (const product of products) {
+    const { y, plus, inner } = product;
+    const { tensor } = y;
+    if (tensor.size === 0 || hasFewRows(product)) continue;
+    if (inner > 0) {
+      context.product(product);
+      continue;
+    }
     context.clear(tensor);
     if (plus) addInto(context, tensor, plus, tensor);
   }
 }
-
-/** Whether there are elements and terms. */
-const isSome = ({ y, inner }: Product) => y.tensor.size > 0 && inner > 0;
 
 function rowsOf({ shape }: Tensor): number {
   return shape.slice(0, -1).reduce((product, n) => product * n, 1);

@@ -33,7 +33,8 @@ export const rmsNormKernels = (
     const rows = x.size / width;
     const numbers = [i32(width), i32(weight.size / width), f32(eps)];
     const cut = cutOf(x, MOST_HELD);
-    const isFew = rows <= FEW_ROWS && cutOf(x, MOST_HELD_BACKWARD);
+    const isFew =
+      rows <= FEW_ROWS && cutOf(x, MOST_HELD_BACKWARD) !== undefined;
     context.run({
       file: 'rms-norm',
       ...(cut
