@@ -15,6 +15,7 @@ extern "C" void *memset(void *, int, unsigned long);
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 #define __restrict__ __restrict
 #define __CUDA_ARCH__ 900
@@ -300,6 +301,10 @@ inline void loadMatrices(unsigned (&r)[4], const void *row) {
   asaMeet("ldmatrix", 0xffffffff, true, &mine,
           TRANSPOSED ? asaLoadMatricesTransposed : asaLoadMatrices);
 }
+template <bool TRANSPOSED>
+inline void loadMatrices(unsigned (&r)[4], unsigned address) {
+  loadMatrices<TRANSPOSED>(r, (const void *)asaSharedAt(address));
+}
 inline void cpAsync16(void *shared, const void *global, bool valid) {
   asaCopyAsync(shared, global, valid, 16);
 }
@@ -398,6 +403,10 @@ inline void bulkWait() {
   }
   own.pieces = -1;
 }
+inline void meetCluster() { asaMeetCluster(); }
+template <typename V> inline V loadOfBlock(const V *own, int block) {
+  return *(const V *)asaOfBlock(own, block, sizeof(V));
+}
 inline void initBarrier(Mbarrier *at, int count) { asaInitBarrier(at, count); }
 inline void arrive(Mbarrier *at) { asaArrive(at, 0); }
 struct alignas(64) Boxes {
@@ -407,6 +416,10 @@ inline void arriveExpecting(Mbarrier *at, int bytes) { asaArrive(at, bytes); }
 inline void copyBox(void *shared, const Boxes &boxes, int column, int head,
                     int row, Mbarrier *barrier) {
   asaCopyBox(shared, boxes.as, {column, head, row}, barrier);
+}
+inline void copyBox(void *shared, const Boxes &boxes, int column, int head,
+                    int row, Mbarrier *barrier, CachePolicy) {
+  copyBox(shared, boxes, column, head, row, barrier);
 }
 inline bool hasEnded(Mbarrier *at, unsigned parity) {
   return asaHasEnded(at, parity);
@@ -460,10 +473,11 @@ template <typename... A, void (*KERNEL)(A...)> struct AsaEntry<KERNEL> {
     (void)call;
   }
 };
-#define ASA_ENTRY(name, mostThreads)                                           \
+#define ASA_ENTRY(name, mostThreads, cluster)                                  \
   extern "C" __attribute__((visibility("default")))                            \
   const AsaKernel asaKernel_##name = {AsaEntry<&name>::run,                    \
-                                      AsaEntry<&name>::bytes(), mostThreads};
+                                      AsaEntry<&name>::bytes(), mostThreads,   \
+                                      cluster};
 extern "C" __attribute__((visibility("hidden"))) char __bss_start[], _end[];
 #define ASA_MODULE(sharedAlignment)                                            \
   extern "C" __attribute__((visibility("default")))                            \

@@ -250,6 +250,11 @@ std::string reasonAgainst(const Launch &launch, size_t sharedBytes) {
     return "blocks of " + text(x) + ", " + text(y) + ", " + text(z) +
            " threads, at most " + text(most) + " are allowed";
   }
+  unsigned cluster = launch.kernel->cluster;
+  // More than 8 a card may refuse; the emulator has 1024 threads.
+  if (cluster < 1 || cluster > 8 || gx % cluster > 0 || cluster * x * y * z > 1024) {
+    return "clusters of " + text(cluster) + " in a grid of " + text(gx);
+  }
   if (launch.sharedBytes > sharedBytes) {
     return text(launch.sharedBytes) + " bytes of shared memory, it may have " +
            text(sharedBytes);

@@ -25,6 +25,8 @@ interface Run {
   readonly shared?: number;
   /** It starts before the kernel before it has ended. */
   readonly isEarly?: boolean;
+  /** Blocks of a cluster. */
+  readonly cluster?: number;
   /** Words that the kernel's one pointer points to. */
   readonly words?: number;
   /** Of the compiler. */
@@ -56,9 +58,9 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
   /** Compiles `kernel(unsigned *x)` with that body, runs it; x behind it. */
   function run(body: string, options: Run = {}): Uint32Array {
     const { blocks = 1, threads = 64, shared = 0, words = threads } = options;
-    const { grid = [blocks], isEarly = false } = options;
+    const { grid = [blocks], isEarly = false, cluster } = options;
     const { driver } = emulator;
-    const kernel = load(body, options.options);
+    const kernel = load(body, options.options, cluster);
     const bytes = 4 * words;
     const x = driver.allocate(bytes) as CudaPointer;
     const host = new NativeMemory(bytes);
@@ -74,11 +76,16 @@ describe.skipIf(reason)(`CUDA emulator ${reason ?? ''}`, () => {
     return result;
   }
 
-  function load(body: string, options: readonly string[] = []) {
+  function load(
+    body: string,
+    options: readonly string[] = [],
+    cluster?: number,
+  ) {
     const { driver, compiler } = emulator;
+    const dims = cluster ? `__cluster_dims__(${cluster})` : '';
     const source = `#include "common.cuh"
 #include "hopper-ptx.cuh"
-extern "C" __global__ void kernel(unsigned *x) {
+extern "C" __global__ void ${dims} kernel(unsigned *x) {
   unsigned i = threadIdx.x;
   ${body}
 }`;
@@ -427,5 +434,52 @@ extern "C" __global__ void kernel(unsigned *x) {
   test('lets who starts early prefetch', () => {
     const body = 'prefetch(x, 256); awaitEarlier(); x[i] = 2 * i;';
     expect(run(body, { isEarly: true })[63]).toBe(126);
+  });
+
+  /** Each thread tells the next block's, which reads it. */
+  const told = (meets: string) => `
+    __shared__ float2 own[64];
+    own[i] = make_float2(blockIdx.x, i);
+    ${meets}
+    float2 other = loadOfBlock(&own[i], (blockIdx.x + 1) % 4);
+    x[blockIdx.x * 64 + i] = 100 * (unsigned)other.x + (unsigned)other.y;
+    meetCluster();`;
+  const clusters = { blocks: 8, words: 512, cluster: 4 };
+
+  test('lets blocks of a cluster read what the others have', () => {
+    const words = run(told('meetCluster();'), clusters);
+    expect(words[63]).toBe(163);
+    expect(words[3 * 64]).toBe(0);
+    expect(words[7 * 64 + 5]).toBe(405);
+  });
+
+  test('sees blocks of a cluster that read too early', () => {
+    expect(run(told(''), clusters)[63]).not.toBe(163);
+  });
+
+  test.each([
+    [
+      'a block that ends while others wait for it',
+      'if (blockIdx.x == 2) return; meetCluster();',
+      /others of its cluster wait/,
+    ],
+    [
+      'threads that do not come',
+      'if (i < 9) return; meetCluster();',
+      /no thread can go on: 9 at its end, 55 at barrier.cluster/,
+    ],
+    [
+      'a block that is none of them',
+      '__shared__ float2 a; meetCluster(); x[0] = loadOfBlock(&a, 4).x;',
+      /no block 4 in the cluster/,
+    ],
+  ])('sees, of clusters, %s', (_, body, words) => {
+    expect(() => run(body, clusters)).toThrow(words);
+  });
+
+  test('refuses a grid that is not whole clusters', () => {
+    expect(() => run('meetCluster();', { ...clusters, blocks: 6 })).toThrow(
+      /clusters of 4 in a grid of 6/,
+    );
   });
 });

@@ -57,14 +57,17 @@ int alignmentOf(const std::string &text) {
   return alignment;
 }
 
-/** `extern "C" __global__ void __launch_bounds__(THREADS) name(` */
+/** `extern "C" __global__ void __cluster_dims__(BLOCKS) __launch_bounds__(THREADS) name(` */
 std::string entries(const std::string &text) {
   static const std::regex kernel(
-      R"re(extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\()re");
+      R"re(extern\s+"C"\s+__global__\s+void\s+(?:__cluster_dims__\(([^)]*)\)\s*)?)re"
+      R"re((?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\()re");
   std::string all;
   for (std::sregex_iterator at(text.begin(), text.end(), kernel), end; at != end; ++at) {
-    std::string bounds = (*at)[1].matched ? (*at)[1].str() : "0";
-    all += "ASA_ENTRY(" + (*at)[2].str() + ", (" + bounds.substr(0, bounds.find(',')) + "))\n";
+    std::string cluster = (*at)[1].matched ? (*at)[1].str() : "1";
+    std::string bounds = (*at)[2].matched ? (*at)[2].str() : "0";
+    all += "ASA_ENTRY(" + (*at)[3].str() + ", (" + bounds.substr(0, bounds.find(',')) +
+           "), (" + cluster + "))\n";
   }
   return all;
 }

@@ -71,25 +71,41 @@ struct Mbarrier {
   std::vector<Thread *> threads;
 };
 
-Thread threads[MOST_THREADS];
-Warp warps[MOST_THREADS / 32];
-Barrier barriers[BARRIERS];
-std::unordered_map<void *, Mbarrier> mbarriers;
-/** Threads that have copied what products may not see. */
-unsigned unfenced;
+/** Those of all blocks of a cluster, one block's behind another's. */
+Thread pool[MOST_THREADS];
 unsigned count;
 Fiber scheduler;
-/**
- * Every other block goes from the last thread to the first, so that no order of
- * threads hides that a barrier is missing.
- */
-bool isReversed;
-/**
- * Warps, as bits, that go on only where no other one can: about half of them in
- * three blocks of four, so that no pace of theirs hides a wait that is missing.
- */
-unsigned slow;
 unsigned pace = 1;
+
+/** A block that runs; those of a cluster change places at its barriers. */
+struct Block {
+  uint3 index;
+  /** Its number in the cluster. */
+  unsigned rank;
+  Thread *threads;
+  Warp warps[MOST_THREADS / 32];
+  Barrier barriers[BARRIERS];
+  std::unordered_map<void *, Mbarrier> mbarriers;
+  /** Threads that have copied what products may not see. */
+  unsigned unfenced;
+  /**
+   * Every other block goes from the last thread to the first, so that no order of
+   * threads hides that a barrier is missing.
+   */
+  bool isReversed;
+  /**
+   * Warps, as bits, that go on only where no other one can: about half of them in
+   * three blocks of four, so that no pace of theirs hides a wait that is missing.
+   */
+  unsigned slow;
+  /** Threads that wait for the cluster; whether all have returned. */
+  unsigned atCluster;
+  bool hasEnded;
+  /** Its shared memory while another block runs: dynamic, static. */
+  std::vector<char> shared, fixed;
+};
+std::vector<Block> cluster(1);
+Block *block = &cluster[0];
 const Launch *launch;
 char *sharedArea;
 
@@ -99,7 +115,7 @@ char words[1024];
 sigjmp_buf ended;
 
 Thread &self() { return static_cast<Thread &>(*asaThread); }
-Warp &warpOf(const Thread &thread) { return warps[thread.number / 32]; }
+Warp &warpOf(const Thread &thread) { return block->warps[thread.number / 32]; }
 unsigned bitOf(const Thread &thread) { return 1u << thread.number % 32; }
 
 /** Ends the launch; says where in the grid it happened. */
@@ -122,7 +138,7 @@ unsigned bitOf(const Thread &thread) { return 1u << thread.number % 32; }
 
 /** Of some lanes the one whose turn is first. */
 unsigned firstOf(unsigned lanes) {
-  return isReversed ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes);
+  return block->isReversed ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes);
 }
 
 /** The warp's next lane runs, or the scheduler; returns at this one's turn. */
@@ -133,7 +149,7 @@ void leave() {
   if (warp.ready == 0) {
     Fiber::change(thread.fiber, scheduler);
   } else {
-    Thread &next = threads[thread.number / 32 * 32 + firstOf(warp.ready)];
+    Thread &next = block->threads[thread.number / 32 * 32 + firstOf(warp.ready)];
     asaThread = &next;
     Fiber::change(thread.fiber, next.fiber);
   }
@@ -156,7 +172,7 @@ bool tryMeeting(Thread &first) {
   unsigned wanted = first.lanes;
   if (!first.isWhole) wanted &= warp.present & ~warp.returned;
   if (wanted & ~warp.meeting) return false;
-  Thread *base = &threads[first.number / 32 * 32];
+  Thread *base = &block->threads[first.number / 32 * 32];
   void *all[32] = {};
   for (unsigned left = wanted; left; left &= left - 1) {
     Thread &lane = base[__builtin_ctz(left)];
@@ -182,7 +198,7 @@ void body() {
   // Those who waited for this lane need not any more.
   for (unsigned lane = 0; lane < 32; lane++) {
     bool isWaiting = warp.meeting >> lane & 1;
-    if (isWaiting) tryMeeting(threads[thread.number / 32 * 32 + lane]);
+    if (isWaiting) tryMeeting(block->threads[thread.number / 32 * 32 + lane]);
   }
   wait("its end");
 }
@@ -192,7 +208,7 @@ void body() {
   std::string text = "no thread can go on:";
   std::vector<std::pair<std::string, unsigned>> places;
   for (unsigned n = 0; n < count; n++) {
-    const char *at = threads[n].waitsAt;
+    const char *at = block->threads[n].waitsAt;
     size_t known = 0;
     while (known < places.size() && places[known].first != at) known++;
     if (known == places.size()) places.push_back({at, 0});
@@ -206,13 +222,13 @@ void body() {
 }
 
 void openBlock() {
-  for (Barrier &barrier : barriers) barrier = {};
+  for (Barrier &barrier : block->barriers) barrier = {};
   for (unsigned w = 0; w < (count + 31) / 32; w++) {
     unsigned lanes = count - 32 * w >= 32 ? ~0u : (1u << count % 32) - 1;
-    warps[w] = {lanes, lanes, 0, 0, 0};
+    block->warps[w] = {lanes, lanes, 0, 0, 0};
   }
   for (unsigned n = 0; n < count; n++) {
-    Thread &thread = threads[n];
+    Thread &thread = block->threads[n];
     // Each from another line of a page, or caches hold few stacks at a time.
     thread.fiber.start(thread.stack, STACK - n * 5 % 64 * 64, body);
     thread.number = n;
@@ -227,8 +243,8 @@ void openBlock() {
     thread.isFenced = false;
     thread.hasWaited = false;
   }
-  mbarriers.clear();
-  unfenced = 0;
+  block->mbarriers.clear();
+  block->unfenced = 0;
   // What a block finds in shared memory is of no use to it.
   memset(asaLaunch.shared, 0xff, launch->sharedBytes);
   const AsaModule &module = *launch->module;
@@ -237,38 +253,95 @@ void openBlock() {
 
 /** Runs what can run of a warp; whether that was anything. */
 bool runWarp(unsigned number) {
-  Warp &warp = warps[number];
+  Warp &warp = block->warps[number];
   warp.ready |= warp.yielded;
   warp.yielded = 0;
   if (warp.ready == 0) return false;
-  Thread &first = threads[number * 32 + firstOf(warp.ready)];
+  Thread &first = block->threads[number * 32 + firstOf(warp.ready)];
   asaThread = &first;
   Fiber::change(scheduler, first.fiber);
   return true;
 }
 
-void runBlock() {
+/** Starts the block's threads. */
+void startBlock() {
   openBlock();
-  unsigned total = (count + 31) / 32;
   pace = pace * 1664525 + 1013904223;
-  slow = pace >> 30 == 0 ? 0 : pace >> 8;
+  block->slow = pace >> 30 == 0 ? 0 : pace >> 8;
+  block->atCluster = 0;
+  block->hasEnded = false;
+}
+
+/** Runs the block to its end, or until all its threads wait for the cluster. */
+void runBlock() {
+  unsigned total = (count + 31) / 32;
   for (bool goesOn = true; goesOn;) {
     goesOn = false;
     // One that has only let others go first does not keep the slow ones waiting.
     bool areReady = false;
     for (unsigned n = 0; n < total; n++) {
-      unsigned number = isReversed ? total - 1 - n : n;
-      if (slow >> number & 1) continue;
-      areReady |= warps[number].ready != 0;
+      unsigned number = block->isReversed ? total - 1 - n : n;
+      if (block->slow >> number & 1) continue;
+      areReady |= block->warps[number].ready != 0;
       goesOn |= runWarp(number);
     }
     for (unsigned n = 0; n < total && !areReady; n++) {
-      areReady = slow >> n & 1 && runWarp(n);
+      areReady = block->slow >> n & 1 && runWarp(n);
       goesOn |= areReady;
     }
   }
+  if (block->atCluster == count) return;
   for (unsigned w = 0; w < total; w++) {
-    if (warps[w].returned != warps[w].present) stuck();
+    if (block->warps[w].returned != block->warps[w].present) stuck();
+  }
+  block->hasEnded = true;
+}
+
+/** The block's shared memory, kept while others of its cluster use the place. */
+void keepShared() {
+  const AsaModule &module = *launch->module;
+  block->shared.assign(asaLaunch.shared, asaLaunch.shared + launch->sharedBytes);
+  block->fixed.assign(module.sharedStart, module.sharedEnd);
+}
+void restoreShared() {
+  memcpy(asaLaunch.shared, block->shared.data(), block->shared.size());
+  memcpy(launch->module->sharedStart, block->fixed.data(), block->fixed.size());
+}
+
+/** Runs the blocks of a cluster from that one on, by turns. */
+void runCluster(uint3 first, bool isReversed) {
+  bool isAlone = cluster.size() == 1;
+  auto enter = [&](unsigned rank) {
+    block = &cluster[rank];
+    asaLaunch.block = {first.x + rank, first.y, first.z};
+  };
+  for (unsigned rank = 0; rank < cluster.size(); rank++) {
+    enter(rank);
+    block->rank = rank;
+    block->threads = pool + rank * count;
+    block->isReversed = isReversed ^ (rank & 1);
+    startBlock();
+    if (!isAlone) keepShared();
+  }
+  for (bool areWaiting = true; areWaiting;) {
+    size_t ended = 0;
+    for (unsigned rank = 0; rank < cluster.size(); rank++) {
+      enter(rank);
+      if (!isAlone) restoreShared();
+      runBlock();
+      if (!isAlone) keepShared();
+      ended += block->hasEnded;
+    }
+    areWaiting = ended == 0;
+    if (ended > 0 && ended < cluster.size()) {
+      asaThread = nullptr;
+      fail(CUDA_ERROR_LAUNCH_FAILED, "others of its cluster wait, it has ended");
+    }
+    for (Block &own : cluster) {
+      block = &own;
+      own.atCluster = 0;
+      for (unsigned n = 0; n < count && areWaiting; n++) wake(own.threads[n]);
+    }
   }
 }
 
@@ -280,7 +353,7 @@ void makeMemory() {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   for (unsigned n = 0; n < MOST_THREADS; n++) {
     mprotect(stacks + n * each, PAGE, PROT_NONE);
-    threads[n].stack = stacks + n * each + PAGE;
+    pool[n].stack = stacks + n * each + PAGE;
   }
   size_t shared = (SHARED_BYTES + PAGE - 1) / PAGE * PAGE;
   sharedArea = (char *)mmap(nullptr, shared + PAGE, PROT_READ | PROT_WRITE,
@@ -369,7 +442,7 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
 
 AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote,
                     bool waits) {
-  Barrier &barrier = barriers[id];
+  Barrier &barrier = block->barriers[id];
   if (wanted == 0) wanted = count;
   if (barrier.there == 0) {
     barrier.what = what;
@@ -396,6 +469,27 @@ AsaVotes asaBarrier(const char *what, int id, unsigned wanted, int vote,
   return barrier.result;
 }
 
+void asaMeetCluster() {
+  block->atCluster++;
+  wait("barrier.cluster");
+}
+
+const void *asaOfBlock(const void *own, unsigned rank, unsigned bytes) {
+  checkShared("ld.shared::cluster", own, bytes);
+  if (rank >= cluster.size()) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "mapa: no block %u in the cluster", rank);
+  }
+  const Block &other = cluster[rank];
+  if (&other == block) return own;
+  if (other.hasEnded) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "ld.shared::cluster: block %u has ended", rank);
+  }
+  const char *at = (const char *)own;
+  bool isFixed = at >= launch->module->sharedStart && at < launch->module->sharedEnd;
+  return isFixed ? other.fixed.data() + (at - launch->module->sharedStart)
+                 : other.shared.data() + (at - asaLaunch.shared);
+}
+
 void asaCopyAsync(void *shared, const void *global, bool valid, int bytes) {
   checkShared("cp.async", shared, bytes);
   if (valid && (uintptr_t)global % bytes != 0) {
@@ -415,7 +509,7 @@ void asaWaitForCopies(int pending) {
   size_t end = thread.groups[done - 1];
   if (end > 0 && !thread.isUnfenced) {
     thread.isUnfenced = true;
-    unfenced++;
+    block->unfenced++;
   }
   for (size_t n = 0; n < end; n++) {
     const Copy &copy = thread.copies[n];
@@ -431,8 +525,8 @@ namespace {
 
 Mbarrier &mbarrierAt(const char *what, void *at) {
   checkShared(what, at, 8);
-  auto found = mbarriers.find(at);
-  if (found == mbarriers.end()) {
+  auto found = block->mbarriers.find(at);
+  if (found == block->mbarriers.end()) {
     fail(CUDA_ERROR_LAUNCH_FAILED, "%s: no barrier was made at %p", what, at);
   }
   return found->second;
@@ -442,7 +536,7 @@ Mbarrier &mbarrierAt(const char *what, void *at) {
 
 void asaInitBarrier(void *at, unsigned wanted) {
   checkShared("mbarrier.init", at, 8);
-  mbarriers[at] = {wanted, wanted, 0, 0, {}};
+  block->mbarriers[at] = {wanted, wanted, 0, 0, {}};
 }
 
 namespace {
@@ -517,7 +611,7 @@ void asaAwait(void *at, unsigned parity) {
 }
 
 void asaFenceProducts() {
-  if (self().isUnfenced) unfenced--;
+  if (self().isUnfenced) block->unfenced--;
   self().isUnfenced = false;
 }
 
@@ -532,9 +626,9 @@ void asaWgmma(const AsaWgmma &product) {
   if (!self().isFenced) {
     fail(CUDA_ERROR_LAUNCH_FAILED, "wgmma: no wgmma.fence since the last wait");
   }
-  if (unfenced > 0) {
+  if (block->unfenced > 0) {
     fail(CUDA_ERROR_LAUNCH_FAILED,
-         "wgmma: %u threads have copied without fence.proxy.async", unfenced);
+         "wgmma: %u threads have copied without fence.proxy.async", block->unfenced);
   }
   self().products.push_back(product);
 }
@@ -557,7 +651,7 @@ static void holdProducts(void *const *all) {
   for (size_t n = 0; n < total; n++) {
     const AsaWgmma *lanes[32];
     for (unsigned lane = 0; lane < 32; lane++) {
-      lanes[lane] = &threads[32 * warp + lane].products[n];
+      lanes[lane] = &block->threads[32 * warp + lane].products[n];
       bool isSame = lanes[lane]->placeA == lanes[0]->placeA &&
                     lanes[lane]->placeB == lanes[0]->placeB &&
                     lanes[lane]->more == lanes[0]->more &&
@@ -605,13 +699,14 @@ int runGrid(const Launch &wanted) {
   asaLaunch.blocks = wanted.blocks;
   count = wanted.threads.x * wanted.threads.y * wanted.threads.z;
   FaultHandler handler;
+  unsigned size = wanted.kernel->cluster;
+  cluster.resize(size);
   if (sigsetjmp(ended, 1) == 0) {
-    isReversed = false;
-    uint3 &block = asaLaunch.block;
-    for (block.z = 0; block.z < wanted.blocks.z; block.z++) {
-      for (block.y = 0; block.y < wanted.blocks.y; block.y++) {
-        for (block.x = 0; block.x < wanted.blocks.x; block.x++) {
-          runBlock();
+    bool isReversed = false;
+    for (unsigned z = 0; z < wanted.blocks.z; z++) {
+      for (unsigned y = 0; y < wanted.blocks.y; y++) {
+        for (unsigned x = 0; x < wanted.blocks.x; x += size) {
+          runCluster({x, y, z}, isReversed);
           isReversed = !isReversed;
         }
       }

@@ -1,6 +1,7 @@
 // What compiled kernels and the emulator share: threads, their meetings and
 // their failures. A thread of a block is a fiber, so that all its memory can be
-// read by the others; blocks run one behind the other.
+// read by the others; blocks run one behind the other, those of a cluster from
+// one of its barriers to the next.
 #pragma once
 
 /** The shared address of dynamic shared memory. */
@@ -37,6 +38,8 @@ struct AsaKernel {
   unsigned argumentBytes;
   /** `__launch_bounds__`; 0 without. */
   unsigned mostThreads;
+  /** `__cluster_dims__`: blocks of a cluster, on the grid's first axis. */
+  unsigned cluster;
 };
 
 /** Static shared memory of a module, and what dynamic memory is aligned to. */
@@ -64,6 +67,10 @@ void asaMeet(const char *what, unsigned lanes, bool isWhole, void *mine,
  */
 AsaVotes asaBarrier(const char *what, int id, unsigned threads, int vote,
                     bool waits = true);
+/** Waits for all threads of the cluster. */
+void asaMeetCluster();
+/** What another block of the cluster has there, since the barrier it waits at. */
+const void *asaOfBlock(const void *own, unsigned block, unsigned bytes);
 /** Lets other threads run. */
 void asaYield();
 /** Of a launch that starts early: the thread waits for the kernel before. */

@@ -248,6 +248,99 @@ const forms: Readonly<Record<string, Form>> = {
   },
 };
 
+/** Decoding on Hopper, where it is for a kernel of its own. */
+const decodeForms: Readonly<Record<string, Form>> = {
+  'one query of sequences of very different lengths': {
+    heads: 32,
+    groups: 2,
+    width: 64,
+    rope: 16,
+    counts: [1, 15, 16, 17, 1030, 2049].map((keys) => ({ queries: 1, keys })),
+    window: 700,
+    sharing: 4,
+    count: 20,
+    tail: 2,
+  },
+  'NSA: keys and values of their own, lists that end early': {
+    heads: 32,
+    groups: 2,
+    width: 128,
+    value: 128,
+    counts: [5, 999, 640].map((keys) => ({ queries: 1, keys })),
+    window: 100,
+    length: 32,
+    stride: 16,
+    blockSize: 64,
+    count: 6,
+    holes: true,
+    empty: true,
+  },
+  'MLA: 32 heads with one latent key of 224 + 32 columns': {
+    heads: 32,
+    groups: 1,
+    width: 224,
+    rope: 32,
+    counts: [1, 530, 700].map((keys) => ({ queries: 1, keys })),
+    window: 512,
+    count: 9,
+    holes: true,
+  },
+  'latent keys of 56 + 32 columns, four heads a group': {
+    heads: 16,
+    groups: 4,
+    width: 56,
+    rope: 32,
+    counts: [1, 17, 1030].map((keys) => ({ queries: 1, keys })),
+    window: 300,
+    sharing: 4,
+    count: 20,
+  },
+  'three queries a sequence, every head its own keys, odd widths': {
+    heads: 3,
+    groups: 3,
+    width: 72,
+    rope: 24,
+    value: 40,
+    counts: [
+      { queries: 3, keys: 301 },
+      { queries: 0, keys: 40 },
+      { queries: 2, keys: 95 },
+    ],
+    window: 130,
+    length: 32,
+    blockSize: 32,
+    sharing: 8,
+    count: 3,
+    tail: 1,
+  },
+  'a past that several clusters share out': {
+    heads: 8,
+    groups: 2,
+    width: 16,
+    counts: [
+      { queries: 1, keys: 2601 },
+      { queries: 4, keys: 700 },
+    ],
+    length: 2,
+    stride: 1,
+    sharing: 4,
+    count: 140,
+  },
+};
+const decodes = Object.keys(decodeForms).flatMap((name) =>
+  (
+    [
+      ['bf16', 132],
+      ['bf16', 4],
+      ...(/^NSA/.test(name) ? ([['f16', 20]] as const) : []),
+    ] as const
+  ).flatMap(([dtype, multiprocessors]) =>
+    (['attention', 'compressedAttention', 'selectedAttention'] as const).map(
+      (operator) => [operator, dtype, name, multiprocessors] as const,
+    ),
+  ),
+);
+
 /** Lists in every proportion of their rows to the keys of a block. */
 const selections: Readonly<Record<string, Form>> = {
   'ASA: 64 rows a list, blocks of 16 latent keys': {
@@ -883,6 +976,52 @@ describe.skipIf(reason)(
         expectAgreement(hopper, operator, hopperForms[name] as Form, dtype),
     );
 
+    test.for(decodes)(
+      'decoding on Hopper, %s in %s: %s, on %d multiprocessors',
+      { timeout: 300_000 },
+      async ([operator, dtype, name, multiprocessors]) => {
+        const card = await openEmulated({ capability: 90, multiprocessors });
+        const launched = vi.spyOn(card, 'run');
+        const form = decodeForms[name] as Form;
+        await expectAgreement(card, operator, form, dtype);
+        const entries = launched.mock.calls.map(([{ entry }]) => entry);
+        expect(entries).toContain('hopperDecode');
+        await card.destroy();
+      },
+    );
+
+    test.for([
+      'attention',
+      'compressedAttention',
+      'selectedAttention',
+    ] as const)(
+      'decoding on Hopper, %s: nothing behind a sequence matters',
+      async (operator) => {
+        const form: Form = {
+          ...{ heads: 16, groups: 1, width: 64, rope: 16, count: 2 },
+          counts: [
+            { queries: 1, keys: 21 },
+            { queries: 1, keys: 40 },
+          ],
+          ...{ length: 2, stride: 2 },
+        };
+        const call = await callOf(operator, form, 'bf16', reference);
+        const { k, kRope } = call.inputs as Record<string, Values>;
+        if (!k || !kRope) throw new Error('a rotary form');
+        const own = operator === 'compressedAttention' ? 10 : 21;
+        const spoilt = (of: Values) =>
+          withRows(of, Number.NaN, (row) => row >= own);
+        const facts = { capability: 90, multiprocessors: 132 };
+        const results = await resultsOf(facts, operator, 'o', call, [
+          {},
+          { k: spoilt(k), v: spoilt(k), kRope: spoilt(kRope) },
+        ]);
+        const [plain, beside] = results.map((x) => x.slice(0, 16 * 64));
+        expect(plain?.every((x) => x !== 0)).toBe(true);
+        expect(beside).toEqual(plain);
+      },
+    );
+
     test.for(passes)(
       'gradients in two passes: %s, %s',
       { timeout: 300_000 },
@@ -1183,13 +1322,16 @@ describe.skipIf(reason)(
     }
 
     test.for(
-      (['bf16', 'f32'] as const).flatMap((dtype) =>
-        decoding.map((operator) => [operator, dtype] as const),
+      ([80, 90] as const).flatMap((capability) =>
+        (['bf16', 'f32'] as const).flatMap((dtype) =>
+          decoding.map((operator) => [operator, dtype, capability] as const),
+        ),
       ),
     )(
-      '%s in %s: a recording gives at later lengths what a fresh call does',
-      async ([operator, dtype]) => {
-        const scope = new Scope(backend);
+      '%s in %s: a recording gives at later lengths what a fresh call does, capability %d',
+      async ([operator, dtype, capability]) => {
+        const card = await openEmulated({ capability });
+        const scope = new Scope(card);
         const form = { ...grown, count: 4 };
         const call = await callOf(operator, form, dtype, reference);
         const { sequences, ...rest } = call.attributes as {
@@ -1206,7 +1348,7 @@ describe.skipIf(reason)(
         );
         expect(moving.keyRoom).toBe(sequences.keyRoom);
         const results: ReturnType<typeof run>[] = [];
-        const recording = backend.record?.(() => results.push(run(moving)));
+        const recording = card.record?.(() => results.push(run(moving)));
         moving.assign(sequences);
         expect(recording?.replay()).toBe(true);
         results.push(run(sequences));
@@ -1219,6 +1361,7 @@ describe.skipIf(reason)(
         expect(got).toBeDefined();
         expect(got).toEqual(want);
         for (const made of [moving, sequences, scope, recording]) made?.free();
+        await card.destroy();
       },
     );
   },

@@ -54,9 +54,40 @@ describe('attention of few rows', () => {
   });
 
   it('gives each part two tiles of keys or more', () => {
-    expect(blocks(step(1, 100))).toBe(4 * 2);
-    expect(blocks(step(1, 65_536), 512)).toBe(4 * 4);
-    expect(blocks(step(1, 65_536), 100)).toBe(4);
+    expect(blocks(step(1, 100), undefined, 80)).toBe(4 * 2);
+    expect(blocks(step(1, 65_536), 512, 80)).toBe(4 * 4);
+    expect(blocks(step(1, 65_536), 100, 80)).toBe(4);
+    // Where one cluster is not enough.
+    expect(blocks(step(1, 4096))).toBe(4 * 32);
+  });
+
+  it('gives a short walk to one cluster on Hopper, which joins it', () => {
+    const of = (...call: Parameters<typeof launchesOf>) =>
+      launchesOf(...call).map(({ entry, grid, defines }) => [
+        ...[entry, grid[0], defines.CLUSTER, defines.SPLIT],
+      ]);
+    expect(of(step(1, 65_536), 512)).toEqual([['hopperDecode', 8, 8, 0]]);
+    expect(of(step(1, 2048))).toEqual([['hopperDecode', 8, 8, 0]]);
+    expect(of(step(1, 100))).toEqual([['hopperDecode', 4, 4, 0]]);
+    expect(of(step(20, 65_536), 512)).toEqual([['hopperDecode', 2, 2, 0]]);
+    // As many as fill the card, each alone.
+    expect(of(step(64, 65_536), 512)).toEqual([['hopperDecode', 1, 1, 0]]);
+    expect(of(step(1, 65_536))).toMatchObject([
+      ['hopperDecode', 66, 1, 1],
+      ['joinParts', 64, undefined, undefined],
+    ]);
+  });
+
+  it('reads keys twice where their heads have more rows than a tile', () => {
+    const queries = (count: number) => [{ queries: count, keys: 65_536 }];
+    expect(launchesOf(queries(2), 512)[0]).toMatchObject({
+      ...{ entry: 'hopperDecode', grid: [8, 8, 1] },
+      defines: { UNIT: 8, KEY_UNITS: 2 },
+    });
+    expect(launchesOf(queries(4), 512)[0]?.defines.KEY_UNITS).toBe(4);
+    // All of the past four times would be too much.
+    expect(launchesOf(queries(4))[0]?.entry).toBe('flashForward');
+    expect(launchesOf(queries(2))[0]?.entry).toBe('hopperDecode');
   });
 
   it('cuts long walks of many sequences, to four times the card at most', () => {

@@ -258,6 +258,22 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...grouped, ...dense, ...hopper, N: 112, PLUS: 1 },
     { ...latent, ...dense, ...hopper, STAGES: 3, N: 80, PLUS: 1 },
   ],
+  'hopper-decode': [
+    { ...grouped, ...dense, CLUSTER: 1, SPLIT: 1 },
+    { ...latent, ...dense, CLUSTER: 1, SPLIT: 1 },
+    { ...latent, ...dense, CLUSTER: 1, SPLIT: 0 },
+    { ...latent, ...dense, CLUSTER: 8, SPLIT: 0 },
+    { ...grouped, ...nsa, CLUSTER: 8, SPLIT: 0 },
+    // Local layers of the 340m preset, its global ones.
+    { ...latent, ...dense, WIDTH: 224, ROPE: 32, VALUE: 224, CLUSTER: 8 },
+    { ...narrow, ...asa, UNIT: 4, CLUSTER: 8 },
+    { ...narrow, VIEW: 'COMPRESSED', BLOCK: 1, UNIT: 4, CLUSTER: 1, SPLIT: 1 },
+    { ...grouped, ...dense, WIDTH: 256, VALUE: 256, CLUSTER: 8 },
+  ].map((form) => ({
+    ...{ WARPS: 4, ROWS: 16, N: 64, STAGES: 2, BLOCKS: 2, UNIT: 16, SPLIT: 0 },
+    ...{ KEY_UNITS: 1, LIST_UNITS: 1, LENGTH: 16, STRIDE: 16 },
+    ...form,
+  })),
   'hopper-forward': [
     { ...grouped, ...dense, ...hopper },
     { ...grouped, ...dense, ...hopper, N: 176 },

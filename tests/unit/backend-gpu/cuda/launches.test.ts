@@ -94,7 +94,8 @@ describe.skipIf(!isLinux)('launches of a decoding step', () => {
     // The cache's rows, and the lists of every other layer.
     expect(count('scatterRows')).toBe(1.5 * layers);
     expect(count('gatherRows')).toBe(1);
-    expect(total).toBe(388);
+    expect(count('hopperDecode')).toBe(1.5 * layers);
+    expect(total).toBe(352);
   });
 
   it('start early where cards and captures know of that', async () => {

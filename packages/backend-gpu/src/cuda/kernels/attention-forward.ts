@@ -17,7 +17,7 @@ import {
   TABLE_BYTES,
   type View,
 } from './attention-tile';
-import { extent, fillBits, type KernelContext, typed } from './context';
+import { extent, fillBits, type KernelContext } from './context';
 import { flashForwardTile, flashLaunch, isLatent } from './flash';
 import {
   type HopperCut,
@@ -25,14 +25,8 @@ import {
   hopperGrid,
   hopperLaunch,
 } from './hopper';
-
-/** As in attention-parts.cu. */
-const MOST_PARTS = 512;
-/**
- * Keys of a part where there is a choice: a longer walk keeps the card waiting
- * where sequences differ in length.
- */
-const LONG_WALK = 4096;
+import { decodeOnHopper } from './hopper-decode';
+import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
 
 /** The kernel for a shape, and what its launch is sized by. */
 interface Pass {
@@ -55,6 +49,7 @@ export function attend(
   outputs: Pick<AttentionResults, 'o' | 'lse'>,
   view: View,
 ): void {
+  if (decodeOnHopper(context, operands, outputs, view)) return;
   if (attendOnHopper(context, operands, outputs, view)) return;
   const { launch, parts, ...pass } = passOf(context, operands, view);
   const grid = rowGrid(shapeOf(operands), view, pass.rows, parts);
@@ -80,9 +75,7 @@ export function attend(
     ],
   });
   if (!isSplit) return;
-  join(context, results, outputs, splits);
-  results.o.free();
-  results.lse.free();
+  joinParts(context, results, outputs);
 }
 
 /** Dense views of many rows on Hopper; false where that is not what it is. */
@@ -211,33 +204,4 @@ function splitsOf(
   const wanted = Math.max(few, walk / LONG_WALK);
   const most = Math.min(MOST_PARTS, 4 * few, walk / (2 * keys));
   return Math.max(1, Math.floor(Math.min(wanted, most)));
-}
-
-/** `[Nq, H, splits, Dv]` and `[Nq, H, splits]`, in f32. */
-function partsOf(
-  context: KernelContext,
-  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
-  splits: number,
-): Pick<AttentionResults, 'o' | 'lse'> {
-  return {
-    o: context.scratch(splits * o.size, 'f32'),
-    lse: context.scratch(splits * lse.size, 'f32'),
-  };
-}
-
-function join(
-  context: KernelContext,
-  parts: Pick<AttentionResults, 'o' | 'lse'>,
-  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
-  splits: number,
-): void {
-  const width = extent(o, -1);
-  context.run({
-    file: 'attention-parts',
-    entry: 'joinParts',
-    defines: typed(o),
-    grid: [lse.size, Math.ceil(width / 32)],
-    threads: [256],
-    arguments: [parts.o, parts.lse, o, lse, i32(splits), i32(width)],
-  });
 }

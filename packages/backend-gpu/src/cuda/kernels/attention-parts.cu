@@ -34,44 +34,53 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
   statistics[row] = statisticsOf(lse[row], delta);
 }
 
-/** Parts of a row at most; as in attention-forward.ts. */
-#define MOST_PARTS 512
+/** Parts that a warp of `joinParts` asks for at once. */
+#define AHEAD 8
 
 /**
  * o = sum over a row's parts p of e^(lse_p - lse) o_p; a part that saw nothing
  * has no o_p. A block of 8 warps has 32 columns of a row, and its warps take
- * turns at the parts.
+ * turns at the parts. Each asks for its first parts before it knows their
+ * weights, and works those out by itself: no wait but the last one.
  */
 extern "C" __global__ void __launch_bounds__(256)
     joinParts(const f32 *partO, const float *partLse, T *o, float *lse,
               int parts, int width) {
   letNextStart();
-  __shared__ float weights[MOST_PARTS];
+  awaitEarlier();
   __shared__ float sums[8][32];
-  i64 row = blockIdx.x;
-  float top = -INFINITE;
-  for (int p = threadIdx.x; p < parts; p += blockDim.x) {
-    weights[p] = partLse[row * parts + p];
-    top = fmaxf(top, weights[p]);
-  }
-  top = blockMax(top);
-  float reference = top == -INFINITE ? 0 : top;
-  float total = 0;
-  for (int p = threadIdx.x; p < parts; p += blockDim.x) {
-    weights[p] = expf(weights[p] - reference);
-    total += weights[p];
-  }
-  total = blockSum(total);
-
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
+  i64 row = blockIdx.x;
   int c = blockIdx.y * 32 + lane;
-  float sum = 0;
-#pragma unroll 4
-  for (int p = warp; p < parts; p += 8) {
-    bool isSeen = weights[p] > 0 && c < width;
-    sum += isSeen ? weights[p] * partO[(row * parts + p) * width + c] : 0;
+  const f32 *from = partO + row * parts * width + min(c, width - 1);
+  const float *own = partLse + row * parts;
+  float ahead[AHEAD];
+#pragma unroll
+  for (int n = 0; n < AHEAD; n++) {
+    int p = warp + 8 * n;
+    ahead[n] = p < parts ? from[(i64)p * width] : 0;
   }
+  float top = -INFINITE;
+  for (int p = lane; p < parts; p += 32) top = fmaxf(top, own[p]);
+  top = warpMax(top);
+  float reference = top == -INFINITE ? 0 : top;
+  float total = 0;
+  for (int p = lane; p < parts; p += 32) total += expf(own[p] - reference);
+  total = warpSum(total);
+
+  float sum = 0;
+  auto add = [&](int p, float x) {
+    float weight = expf(own[p] - reference);
+    sum += weight > 0 ? weight * x : 0;
+  };
+#pragma unroll
+  for (int n = 0; n < AHEAD; n++) {
+    int p = warp + 8 * n;
+    if (p < parts) add(p, ahead[n]);
+  }
+#pragma unroll 4
+  for (int p = warp + 8 * AHEAD; p < parts; p += 8) add(p, from[(i64)p * width]);
   sums[warp][lane] = sum;
   __syncthreads();
   if (warp > 0) return;

@@ -145,6 +145,38 @@ __device__ inline void bulkWait() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
+/**
+ * barrier.cluster (9.7.13.4): of all threads of the cluster; what each wrote
+ * before it, the others read behind it.
+ */
+__device__ inline void meetCluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n"
+               "barrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+/** mapa (9.7.9.24), ld.shared::cluster: what another block of the cluster has there. */
+__device__ inline unsigned addressOfBlock(const void *own, int block) {
+  unsigned address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"((unsigned)__cvta_generic_to_shared(own)), "r"(block));
+  return address;
+}
+__device__ inline float2 loadOfBlock(const float2 *own, int block) {
+  float2 x;
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(x.x), "=f"(x.y)
+               : "r"(addressOfBlock(own, block)));
+  return x;
+}
+__device__ inline float4 loadOfBlock(const float4 *own, int block) {
+  float4 x;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(addressOfBlock(own, block)));
+  return x;
+}
+
 /** mbarrier (9.7.13.15): a phase ends when so many threads have arrived. */
 typedef unsigned long long Mbarrier;
 __device__ inline void initBarrier(Mbarrier *barrier, int count) {
@@ -209,6 +241,20 @@ __device__ inline void copyBox(void *shared, const Boxes &boxes, int column,
                :
                : "r"(to), "l"(&boxes), "r"(column), "r"(head), "r"(row),
                  "r"(counts)
+               : "memory");
+}
+/** The same of what the L2 cache need not keep. */
+__device__ inline void copyBox(void *shared, const Boxes &boxes, int column,
+                               int head, int row, Mbarrier *barrier,
+                               CachePolicy policy) {
+  unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+  unsigned counts = (unsigned)__cvta_generic_to_shared(barrier);
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile"
+               ".mbarrier::complete_tx::bytes.L2::cache_hint"
+               " [%0], [%1, {%2, %3, %4}], [%5], %6;"
+               :
+               : "r"(to), "l"(&boxes), "r"(column), "r"(head), "r"(row),
+                 "r"(counts), "l"(policy)
                : "memory");
 }
 

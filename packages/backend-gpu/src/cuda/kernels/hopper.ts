@@ -44,7 +44,7 @@ const ROWS = 128;
 /** Four warps for 64 rows, and four that copy. */
 const warpsOf = (rows: number) => rows / 16 + 4;
 /** What tiles lose to start on multiples of so many bytes. */
-const TILE_BYTES = 1024;
+export const TILE_BYTES = 1024;
 /** That, and barriers. */
 const SPARE_BYTES = TILE_BYTES + 256;
 /** Items, statistics and barriers of one walk, which are not asked for. */

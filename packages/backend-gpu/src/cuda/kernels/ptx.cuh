@@ -132,8 +132,7 @@ __device__ inline void mmaBfloat(float (&d)[4], const unsigned (&a)[4],
  * (2t + 1, g).
  */
 template <bool TRANSPOSED>
-__device__ inline void loadMatrices(unsigned (&r)[4], const void *row) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+__device__ inline void loadMatrices(unsigned (&r)[4], unsigned address) {
   if (TRANSPOSED) {
     asm volatile(
         "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -146,6 +145,11 @@ __device__ inline void loadMatrices(unsigned (&r)[4], const void *row) {
                  : "r"(address)
                  : "memory");
   }
+}
+
+template <bool TRANSPOSED>
+__device__ inline void loadMatrices(unsigned (&r)[4], const void *row) {
+  loadMatrices<TRANSPOSED>(r, (unsigned)__cvta_generic_to_shared(row));
 }
 
 /**

@@ -38,6 +38,7 @@ import hopperBackward from './hopper-backward.cu';
 import hopperBackwardBlocks from './hopper-backward-blocks.cu';
 import hopperBackwardKeys from './hopper-backward-keys.cu';
 import hopperBackwardQueries from './hopper-backward-queries.cu';
+import hopperDecode from './hopper-decode.cu';
 import hopperForward from './hopper-forward.cu';
 import hopperForwardBlocks from './hopper-forward-blocks.cu';
 import hopperImportance from './hopper-importance.cu';
@@ -109,6 +110,7 @@ export const sources = {
   'hopper-backward-blocks': hopperBackwardBlocks,
   'hopper-backward-keys': hopperBackwardKeys,
   'hopper-backward-queries': hopperBackwardQueries,
+  'hopper-decode': hopperDecode,
   'hopper-forward': hopperForward,
   'hopper-forward-blocks': hopperForwardBlocks,
   'hopper-importance': hopperImportance,
