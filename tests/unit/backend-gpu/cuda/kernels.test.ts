@@ -260,8 +260,8 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
   ],
   'hopper-decode': [
     { ...grouped, ...dense, CLUSTER: 1, SPLIT: 1 },
-    { ...latent, ...dense, CLUSTER: 1, SPLIT: 1 },
-    { ...latent, ...dense, CLUSTER: 1, SPLIT: 0 },
+    { ...latent, ...dense, CLUSTER: 1, SPLIT: 1, ONCE: 1 },
+    { ...latent, ...dense, CLUSTER: 1, SPLIT: 0, ONCE: 1 },
     { ...latent, ...dense, CLUSTER: 8, SPLIT: 0 },
     { ...grouped, ...nsa, CLUSTER: 8, SPLIT: 0 },
     // Local layers of the 340m preset, its global ones.
@@ -271,7 +271,7 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...grouped, ...dense, WIDTH: 256, VALUE: 256, CLUSTER: 8 },
   ].map((form) => ({
     ...{ WARPS: 4, ROWS: 16, N: 64, STAGES: 2, BLOCKS: 2, UNIT: 16, SPLIT: 0 },
-    ...{ KEY_UNITS: 1, LIST_UNITS: 1, LENGTH: 16, STRIDE: 16 },
+    ...{ KEY_UNITS: 1, LIST_UNITS: 1, LENGTH: 16, STRIDE: 16, ONCE: 0 },
     ...form,
   })),
   'hopper-forward': [

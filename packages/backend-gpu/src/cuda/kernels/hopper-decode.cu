@@ -8,6 +8,7 @@
 // in f32 until `joinParts` has joined them.
 //
 // UNIT heads share keys and lists; KEY_UNITS units a key head, LIST_UNITS a list.
+// ONCE: the L2 cache need not keep keys, of which it holds few.
 #include "flash-softmax.cuh"
 #include "hopper-ptx.cuh"
 
@@ -123,8 +124,8 @@ __device__ inline void loadQueries(unsigned (*queries)[4], const T *base,
 struct Ring {
   T *tiles;
   Mbarrier *full;
-#if SPLIT
-  // A long past would drive all else out of the L2 cache.
+#if ONCE
+  // All else would leave the L2 cache for them.
   CachePolicy policy = leavesFirst();
 #endif
 
@@ -151,7 +152,7 @@ struct Ring {
 #pragma unroll
     for (int n = 0; n < chunksOf(COLUMNS); n++) {
       T *to = tile + n * CHUNK;
-#if SPLIT
+#if ONCE
       copyBox(to, boxes, 64 * n, head, row, barrier, policy);
 #else
       copyBox(to, boxes, 64 * n, head, row, barrier);

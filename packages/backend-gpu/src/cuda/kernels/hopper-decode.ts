@@ -50,6 +50,7 @@ export function decodeOnHopper(
     return false;
   }
   const units = shape.heads / unitHeads;
+  const latent = isLatent(operands);
   const { cluster, parts } = sharesOf(view, units, facts);
   const results = parts > 1 ? partsOf(context, outputs, parts) : outputs;
   if (!coversQueries(view.sequences, outputs.o)) {
@@ -57,7 +58,7 @@ export function decodeOnHopper(
     if (parts === 1) context.clear(outputs.o);
     fillBits(context, results.lse, 0xff800000 | 0);
   }
-  const { defines, ...launch } = launchOf(shape, isLatent(operands), view);
+  const { defines, ...launch } = launchOf(shape, latent, view);
   const lists = view.indices ? extent(view.indices, 1) : 1;
   context.run({
     file: 'hopper-decode',
@@ -72,6 +73,7 @@ export function decodeOnHopper(
       STRIDE: view.stride ?? 1,
       CLUSTER: cluster,
       SPLIT: parts > 1 ? 1 : 0,
+      ONCE: keyBytes(shape, latent, view) > facts.l2Bytes / 2 ? 1 : 0,
     },
     grid: [cluster * parts, units, view.sequences.count],
     arguments: [
@@ -138,6 +140,16 @@ function sharesOf(
   const wanted = Math.max(few, walk / LONG_WALK);
   const parts = Math.min(wanted, MOST_PARTS, 4 * few, rounds / 2);
   return { cluster: 1, parts: Math.max(1, Math.floor(parts)) };
+}
+
+/** What is read of keys and values, where all sequences fill their room. */
+function keyBytes(
+  { keyHeads, width, ropeWidth, valueWidth }: AttentionShape,
+  latent: boolean,
+  { walk, sequences }: View,
+): number {
+  const columns = keyHeads * (width + (latent ? 0 : valueWidth)) + ropeWidth;
+  return 2 * columns * walk * sequences.count;
 }
 
 function launchOf(
