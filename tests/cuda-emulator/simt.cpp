@@ -69,6 +69,8 @@ struct Mbarrier {
   /** Bytes of boxes that the phase waits for. */
   long expected;
   std::vector<Thread *> threads;
+  /** Boxes that nobody may read yet: where to, and what. */
+  std::vector<std::pair<char *, std::vector<char>>> boxes;
 };
 
 /** Those of all blocks of a cluster, one block's behind another's. */
@@ -325,8 +327,8 @@ void runCluster(uint3 first, bool isReversed) {
   }
   for (bool areWaiting = true; areWaiting;) {
     size_t ended = 0;
-    for (unsigned rank = 0; rank < cluster.size(); rank++) {
-      enter(rank);
+    for (unsigned n = 0; n < cluster.size(); n++) {
+      enter(isReversed ? cluster.size() - 1 - n : n);
       if (!isAlone) restoreShared();
       runBlock();
       if (!isAlone) keepShared();
@@ -536,7 +538,7 @@ Mbarrier &mbarrierAt(const char *what, void *at) {
 
 void asaInitBarrier(void *at, unsigned wanted) {
   checkShared("mbarrier.init", at, 8);
-  block->mbarriers[at] = {wanted, wanted, 0, 0, {}};
+  block->mbarriers[at] = {wanted, wanted, 0, 0, {}, {}};
 }
 
 namespace {
@@ -579,13 +581,14 @@ void asaCopyBox(void *shared, const AsaBoxes &boxes, const int (&from)[3],
     fail(CUDA_ERROR_MISALIGNED_ADDRESS,
          "cp.async.bulk.tensor: a tile that no multiple of 1024 begins");
   }
+  std::vector<char> box(boxHeads * boxRows * 128);
   for (unsigned n = 0; n < boxHeads * boxRows; n++) {
     long row = from[2] + n / boxHeads, head = from[1] + n % boxHeads;
     for (unsigned piece = 0; piece < 8; piece++) {
       long column = from[0] + 8 * piece;
       bool isThere = row >= 0 && row < (long)rows && head < (long)heads &&
                      column < (long)columns;
-      char *at = to + n * 128 + (piece ^ n % 8) * 16;
+      char *at = box.data() + n * 128 + (piece ^ n % 8) * 16;
       if (isThere) {
         memcpy(at, boxes.start + 2 * ((row * heads + head) * columns + column), 16);
       } else {
@@ -593,13 +596,20 @@ void asaCopyBox(void *shared, const AsaBoxes &boxes, const int (&from)[3],
       }
     }
   }
+  // Until its phase is seen to have ended the box is of no use.
+  memset(to, 0xff, box.size());
   Mbarrier &barrier = mbarrierAt("cp.async.bulk.tensor", at);
-  barrier.expected -= boxHeads * boxRows * 128l;
+  barrier.expected -= box.size();
+  barrier.boxes.push_back({to, std::move(box)});
   endPhase(barrier);
 }
 
 bool asaHasEnded(void *at, unsigned parity) {
-  return (mbarrierAt("mbarrier.try_wait", at).ended & 1) != parity;
+  Mbarrier &barrier = mbarrierAt("mbarrier.try_wait", at);
+  if ((barrier.ended & 1) == parity) return false;
+  for (auto &[to, box] : barrier.boxes) memcpy(to, box.data(), box.size());
+  barrier.boxes.clear();
+  return true;
 }
 
 void asaAwait(void *at, unsigned parity) {

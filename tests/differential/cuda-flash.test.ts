@@ -313,6 +313,33 @@ const decodeForms: Readonly<Record<string, Form>> = {
     count: 3,
     tail: 1,
   },
+  'latent keys of 64 columns alone, more lists than key heads, 48 keys a block':
+    {
+      heads: 32,
+      groups: 2,
+      lists: 8,
+      width: 64,
+      counts: [3, 200, 0, 470].map((keys) => ({
+        queries: Math.min(keys, 1),
+        keys,
+      })),
+      window: 33,
+      length: 8,
+      stride: 4,
+      blockSize: 48,
+      count: 5,
+      holes: true,
+    },
+  'fewer lists than key heads, 64 rows a key head': {
+    heads: 128,
+    groups: 2,
+    lists: 1,
+    width: 32,
+    value: 24,
+    counts: [90, 17].map((keys) => ({ queries: 1, keys })),
+    window: 50,
+    count: 4,
+  },
   'a past that several clusters share out': {
     heads: 8,
     groups: 2,
@@ -331,7 +358,7 @@ const decodes = Object.keys(decodeForms).flatMap((name) =>
   (
     [
       ['bf16', 132],
-      ['bf16', 4],
+      ['bf16', 8],
       ...(/^NSA/.test(name) ? ([['f16', 20]] as const) : []),
     ] as const
   ).flatMap(([dtype, multiprocessors]) =>
@@ -990,15 +1017,17 @@ describe.skipIf(reason)(
       },
     );
 
-    test.for([
-      'attention',
-      'compressedAttention',
-      'selectedAttention',
-    ] as const)(
-      'decoding on Hopper, %s: nothing behind a sequence matters',
-      async (operator) => {
+    test.for(
+      (
+        ['attention', 'compressedAttention', 'selectedAttention'] as const
+      ).flatMap((operator) =>
+        [undefined, 48].map((value) => [operator, value] as const),
+      ),
+    )(
+      'decoding on Hopper, %s, values of %s columns: nothing behind a sequence matters',
+      async ([operator, value]) => {
         const form: Form = {
-          ...{ heads: 16, groups: 1, width: 64, rope: 16, count: 2 },
+          ...{ heads: 16, groups: 1, width: 64, rope: 16, value, count: 2 },
           counts: [
             { queries: 1, keys: 21 },
             { queries: 1, keys: 40 },
@@ -1006,17 +1035,22 @@ describe.skipIf(reason)(
           ...{ length: 2, stride: 2 },
         };
         const call = await callOf(operator, form, 'bf16', reference);
-        const { k, kRope } = call.inputs as Record<string, Values>;
-        if (!k || !kRope) throw new Error('a rotary form');
-        const own = operator === 'compressedAttention' ? 10 : 21;
+        const { k, v, kRope } = call.inputs as Record<string, Values>;
+        if (!k || !v || !kRope) throw new Error('a rotary form');
+        const there = operator === 'compressedAttention' ? 10 : 21;
         const spoilt = (of: Values) =>
-          withRows(of, Number.NaN, (row) => row >= own);
+          withRows(of, Number.NaN, (row) => row >= there);
+        // One tensor where they are one.
+        const keys = spoilt(k);
         const facts = { capability: 90, multiprocessors: 132 };
         const results = await resultsOf(facts, operator, 'o', call, [
           {},
-          { k: spoilt(k), v: spoilt(k), kRope: spoilt(kRope) },
+          { k: keys, v: v === k ? keys : spoilt(v), kRope: spoilt(kRope) },
         ]);
-        const [plain, beside] = results.map((x) => x.slice(0, 16 * 64));
+        const [plain, beside] = results.map((x) =>
+          x.slice(0, form.heads * (value ?? form.width)),
+        );
+        expect(v === k).toBe(value === undefined);
         expect(plain?.every((x) => x !== 0)).toBe(true);
         expect(beside).toEqual(plain);
       },

@@ -41,7 +41,7 @@ extern "C" __global__ void rowStatistics(const T *o, const float *lse,
  * o = sum over a row's parts p of e^(lse_p - lse) o_p; a part that saw nothing
  * has no o_p. A block of 8 warps has 32 columns of a row, and its warps take
  * turns at the parts. Each asks for its first parts before it knows their
- * weights, and works those out by itself: no wait but the last one.
+ * weights, and works those out by itself: they meet only to add their sums.
  */
 extern "C" __global__ void __launch_bounds__(256)
     joinParts(const f32 *partO, const float *partLse, T *o, float *lse,

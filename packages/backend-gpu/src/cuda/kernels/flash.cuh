@@ -48,6 +48,12 @@ template <int W> struct Tile {
   }
 };
 
+/** Dynamic shared memory from where tiles of 128-byte swizzle may start. */
+__device__ inline T *tilesIn(void *memory) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(memory);
+  return (T *)((char *)memory + (-address & 1023));
+}
+
 /** A lane's row of a tile, for ldmatrix: what depends on the lane, once. */
 template <int W> struct Lane {
   const T *row;

@@ -8,6 +8,8 @@
 // in f32 until `joinParts` has joined them.
 //
 // UNIT heads share keys and lists; KEY_UNITS units a key head, LIST_UNITS a list.
+// What the compiler knows needs no division on the way to the first key: LENGTH
+// and STRIDE of compressed keys, too.
 // ONCE: the L2 cache need not keep keys, of which it holds few.
 #include "flash-softmax.cuh"
 #include "hopper-ptx.cuh"
@@ -173,7 +175,7 @@ __device__ inline void clearValues(T *tile, int count) {
     T *to = tile + piece / 8 * CHUNK + row * 64 + piece % 8 * 8;
     *(int4 *)to = make_int4(0, 0, 0, 0);
   }
-  // Boxes come there again.
+  // Each lane that has written: boxes come there again.
   fenceProducts();
   __syncwarp();
 }
@@ -309,8 +311,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER)
   __shared__ float2 known[WARPS][16];
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
-  unsigned address = (unsigned)__cvta_generic_to_shared(memory);
-  T *tiles = (T *)((char *)memory + (-address & 1023));
+  T *tiles = tilesIn(memory);
   Ring ring = {tiles + warp * (STAGES * PLACE), full[warp]};
   if (lane == 0) {
 #pragma unroll
@@ -331,8 +332,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER)
     int row = laneRow() + 8 * half;
     bool isRow = rows.has(row);
     int t = rows.past + row / UNIT;
-    // The second condition holds: it has the numbers of the sequence come before
-    // queries are asked for, or keys would be asked for when those are there.
+    // `start >= 0` always holds. So queries are asked for behind all that is read
+    // of the sequence; else the compiler waits for queries before it asks for keys.
     index[half] = isRow && start >= 0 ? rows.numberOf(row) : 0;
     first[half] = firstSeen(u, t);
     seen[half] = isRow ? Rows::seenEnd(t) - first[half] : 0;
@@ -391,6 +392,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER)
     addValues(softmax.sums[0], weights, values);
     __syncwarp();
     if (lane == 0) fill(place);
+    __syncwarp();
     if (++place == STAGES) {
       place = 0;
       parity ^= 1;

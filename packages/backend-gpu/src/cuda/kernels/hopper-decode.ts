@@ -14,7 +14,13 @@ import {
   type View,
 } from './attention-tile';
 import { extent, fillBits, type KernelContext } from './context';
-import { columnsOf, flashLaunch, isFlashShape, isLatent } from './flash';
+import {
+  columnsOf,
+  fitTogether,
+  flashLaunch,
+  isFlashShape,
+  isLatent,
+} from './flash';
 import { TILE_BYTES } from './hopper';
 import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
 
@@ -29,11 +35,17 @@ const KEYS = ROWS * WARPS;
  * is asked for waits behind them.
  */
 const PLACES = 2;
+/** Barriers and totals of a block of threads, which are not asked for. */
+const OWN_BYTES = 1024;
 /** Blocks of threads of a cluster at most, on any card of this kind. */
 const MOST_CLUSTERED = 8;
 /** Rounds of keys from which several clusters and a second kernel are faster. */
 const LONG_ROUNDS = 4;
-/** Units that may read a long past each for itself. */
+/**
+ * Units of a key head's rows, which each read the keys, at most; of a long past,
+ * and where the card is full without them, fewer.
+ */
+const READERS = [1, 2, 4];
 const MOST_READERS = 2;
 
 /** False where that is not what it is. */
@@ -51,15 +63,17 @@ export function decodeOnHopper(
   }
   const units = shape.heads / unitHeads;
   const latent = isLatent(operands);
-  const { cluster, parts } = sharesOf(view, units, facts);
+  const { defines, blocks, ...launch } = launchOf(shape, latent, view, facts);
+  // Blocks of threads that fill the card once, for each unit.
+  const few = (blocks * facts.multiprocessors) / (units * view.sequences.count);
+  const { cluster, parts } = sharesOf(view, few);
   const results = parts > 1 ? partsOf(context, outputs, parts) : outputs;
   if (!coversQueries(view.sequences, outputs.o)) {
     // Rows of no sequence: output 0, LSE -inf. Joined of such parts, too.
     if (parts === 1) context.clear(outputs.o);
     fillBits(context, results.lse, 0xff800000 | 0);
   }
-  const { defines, ...launch } = launchOf(shape, latent, view);
-  const lists = view.indices ? extent(view.indices, 1) : 1;
+  const lists = view.indices ? extent(view.indices, 1) : units;
   context.run({
     file: 'hopper-decode',
     entry: 'hopperDecode',
@@ -73,7 +87,7 @@ export function decodeOnHopper(
       STRIDE: view.stride ?? 1,
       CLUSTER: cluster,
       SPLIT: parts > 1 ? 1 : 0,
-      ONCE: keyBytes(shape, latent, view) > facts.l2Bytes / 2 ? 1 : 0,
+      ONCE: keyBytes(shape, latent, view, lists) > facts.l2Bytes / 2 ? 1 : 0,
     },
     grid: [cluster * parts, units, view.sequences.count],
     arguments: [
@@ -102,7 +116,7 @@ function unitOf(
     blockSize = ROWS,
     sharing = 1,
   }: View,
-  { capability }: DeviceFacts,
+  { capability, multiprocessors }: DeviceFacts,
 ): number | undefined {
   if (capability !== 90 || !isFlashShape(shape) || kind === 'MASKED') {
     return undefined;
@@ -113,12 +127,13 @@ function unitOf(
     if (blockSize % ROWS > 0 || leaders > 1) return undefined;
   }
   const queries = rows / unitHeads;
-  const readers = [1, 2, 4, 8].find(
+  const readers = READERS.find(
     (n) => unitHeads % n === 0 && (unitHeads / n) * queries <= ROWS,
   );
-  const isMany = readers === undefined || readers > MOST_READERS;
-  if (readers === undefined || (isMany && walk > LONG_WALK)) return undefined;
-  return unitHeads / readers;
+  if (readers === undefined) return undefined;
+  const units = (shape.heads / unitHeads) * readers * sequences.count;
+  const isBusy = walk > LONG_WALK || units > BLOCKS * multiprocessors;
+  return isBusy && readers > MOST_READERS ? undefined : unitHeads / readers;
 }
 
 /**
@@ -127,12 +142,9 @@ function unitOf(
  * lengths that have room.
  */
 function sharesOf(
-  { walk, sequences }: View,
-  units: number,
-  { multiprocessors }: DeviceFacts,
+  { walk }: View,
+  few: number,
 ): { cluster: number; parts: number } {
-  // So many fill the card once.
-  const few = (BLOCKS * multiprocessors) / (units * sequences.count);
   const rounds = walk / KEYS;
   const most = Math.min(MOST_CLUSTERED, few, Math.ceil(rounds));
   const cluster = 2 ** Math.floor(Math.log2(Math.max(1, most)));
@@ -146,9 +158,11 @@ function sharesOf(
 function keyBytes(
   { keyHeads, width, ropeWidth, valueWidth }: AttentionShape,
   latent: boolean,
-  { walk, sequences }: View,
+  { kind, walk, sequences }: View,
+  lists: number,
 ): number {
-  const columns = keyHeads * (width + (latent ? 0 : valueWidth)) + ropeWidth;
+  const walks = kind === 'SELECTED' ? Math.max(keyHeads, lists) : keyHeads;
+  const columns = walks * (width + (latent ? 0 : valueWidth)) + ropeWidth;
   return 2 * columns * walk * sequences.count;
 }
 
@@ -156,7 +170,8 @@ function launchOf(
   shape: AttentionShape,
   latent: boolean,
   view: View,
-): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> {
+  facts: DeviceFacts,
+): Pick<Launch, 'defines' | 'threads' | 'sharedBytes'> & { blocks: number } {
   const { width, ropeWidth, valueWidth } = shape;
   // A place has whole chunks of 64 columns, a ring room for sums in f32.
   const widths = [width, ropeWidth, latent ? 0 : valueWidth];
@@ -166,14 +181,19 @@ function launchOf(
   );
   const sumBytes = 4 * ROWS * (columnsOf(shape).values + 8);
   const stages = Math.max(PLACES, Math.ceil(sumBytes / placeBytes));
-  return flashLaunch(shape, view, latent, {
+  const sharedBytes = WARPS * stages * placeBytes + TILE_BYTES;
+  const blocks = fitTogether(BLOCKS, sharedBytes + OWN_BYTES, facts)
+    ? BLOCKS
+    : 1;
+  const cut = {
     rows: ROWS,
     warps: WARPS,
     keys: KEYS,
     stages,
-    blocks: BLOCKS,
-    sharedBytes: WARPS * stages * placeBytes + TILE_BYTES,
-  });
+    blocks,
+    sharedBytes,
+  };
+  return { ...flashLaunch(shape, view, latent, cut), blocks };
 }
 
 /** `Maps` of hopper-decode.cu. */

@@ -150,8 +150,8 @@ __device__ inline void bulkWait() {
  * before it, the others read behind it.
  */
 __device__ inline void meetCluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
+  asm volatile("barrier.cluster.arrive.release;\n"
+               "barrier.cluster.wait.acquire;" ::
                    : "memory");
 }
 /** mapa (9.7.9.24), ld.shared::cluster: what another block of the cluster has there. */

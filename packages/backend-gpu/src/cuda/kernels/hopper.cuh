@@ -32,12 +32,6 @@ __device__ constexpr int tileSize(int rows, int columns) {
   return rows * ((columns + 63) / 64 * 64);
 }
 
-/** Dynamic shared memory from where tiles may start. */
-__device__ inline T *tilesIn(void *memory) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(memory);
-  return (T *)((char *)memory + (-address & 1023));
-}
-
 /** The columns of a tile of COUNT rows, from the first one on. */
 template <int COUNT> __device__ inline MatrixPlace placeAt(unsigned piece) {
   // From chunk to chunk, which only transposed ones are read over at once; from

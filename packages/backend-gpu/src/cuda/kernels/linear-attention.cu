@@ -6,6 +6,8 @@
 
 #define THREADS 128
 #define ROWS (THREADS / 4)
+/** Rows between states that are marked; as in linear-attention.ts. */
+#define MARKED 64
 
 struct Decay {
   const T *decay, *bias;
@@ -32,6 +34,10 @@ struct Scan {
   f32 *last;
   // The result again, unrounded; may be missing.
   f32 *fine;
+  // Z behind each MARKED rows, on the way back before them: `[S, marks, H, Y, X]`,
+  // the first for row MARKED; may be missing.
+  f32 *marked;
+  int marks;
   T *result;
   int x, y;
   float scale;
@@ -72,6 +78,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     sum += __shfl_xor_sync(0xffffffff, sum, 1);
     sum += __shfl_xor_sync(0xffffffff, sum, 2);
+    // Before row MARKED n, or from there on.
+    int next = u.backwards ? t - s.queryStart : t - s.queryStart + 1;
+    if (u.marked && isRow && next > 0 && next % MARKED == 0) {
+      i64 mark = (i64)blockIdx.z * u.marks + next / MARKED - 1;
+      f32 *to = u.marked + (mark * decay.heads + h) * u.x * u.y + x;
+#pragma unroll
+      for (int n = 0; n < PLACES; n++) {
+        int y = 4 * n + lane;
+        if (y < u.y) to[(i64)y * u.x] = Z[n];
+      }
+    }
     if (!isRow || lane > 0) continue;
     u.result[row * u.x + x] = narrow<T>(u.scale * sum);
     if (u.fine) u.fine[row * u.x + x] = u.scale * sum;
@@ -85,7 +102,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 /**
- * d(log a_t) = sum over t' >= t of q_t' . dQ_t' - k_t' . dK_t'
+ * d(log a_t) = d(log a_t+1) + q_t . dQ_t - k_t . dK_t
+ *            = a_t sum over x, y of S_t-1[x, y] dS_t[x, y], dS in units of `scale`
+ * of which the second, at rows whose states are marked, ends the errors that the
+ * first one's differences add up.
  * dDecay_t = d(log a_t) (1 - sigmoid(decay_t + bias)) / temperature
  *
  * A warp a head and sequence. At its first row the state is 0: that row's
@@ -94,6 +114,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void linearDecay(const T *q, const T *k, const f32 *fineQ,
                                        const f32 *fineK,
                                        const Sequence *sequences, Decay decay,
+                                       const f32 *before, const f32 *behind,
+                                       int marks, int size, float scale,
                                        T *dDecay, f32 *terms, int width) {
   int lane = threadIdx.x;
   int h = blockIdx.y;
@@ -107,6 +129,14 @@ extern "C" __global__ void linearDecay(const T *q, const T *k, const f32 *fineQ,
       term += widen(q[at]) * fineQ[at] - widen(k[at]) * fineK[at];
     }
     sum += warpSum(term);
+    if (i > 0 && i % MARKED == 0) {
+      i64 mark = ((i64)blockIdx.z * marks + i / MARKED - 1) * decay.heads + h;
+      float product = 0;
+      for (int n = lane; n < size; n += 32) {
+        product += before[mark * size + n] * behind[mark * size + n];
+      }
+      sum = scale * decayOf(decay, row, h) * warpSum(product);
+    }
     if (lane > 0) continue;
     float d = i == 0 ? 0 : sum * sigmoid(-logitOf(decay, row, h));
     dDecay[row] = narrow<T>(d / decay.temperature);

@@ -6,6 +6,8 @@ import { extent, type KernelContext, type Kernels, typed } from './context';
 /** As in the kernel: four threads share a row. */
 const THREADS = 128;
 const ROWS = THREADS / 4;
+/** Rows between states that are marked; as in the kernel. */
+const MARKED = 64;
 /** Columns that four lanes hold in registers. */
 const MOST_COLUMNS = 4 * 64;
 
@@ -41,20 +43,25 @@ export const linearAttentionKernels = (
     const fineQ = context.scratch(q.size, 'f32');
     const fineK = context.scratch(k.size, 'f32');
     const terms = context.scratch(decay.size, 'f32');
-    const run = (call: Omit<Scan, 'decay' | 'bias'>) =>
-      scan(context, attributes, { ...call, decay, bias });
-    run({ across: k, along: v, read: dO, result: dQ, fine: fineQ });
-    run({
-      across: q,
-      along: dO,
-      read: v,
-      result: dK,
-      fine: fineK,
-      backwards: true,
-    });
-    run({ across: dO, along: q, read: k, result: dV, backwards: true });
     const { sequences, temperature } = attributes;
     const [heads, width] = [extent(q, 1), extent(q, 2)];
+    const size = width * extent(v, 2);
+    const marks = Math.floor(sequences.maxQueries / MARKED);
+    const states = sequences.count * marks * heads * size;
+    // Of S before a row, and of dS from there on.
+    const before = context.scratch(states, 'f32');
+    const behind = context.scratch(states, 'f32');
+    const run = (call: Omit<Scan, 'decay' | 'bias'>) =>
+      scan(context, attributes, { ...call, decay, bias });
+    run({
+      ...{ across: k, along: v, read: dO, result: dQ, fine: fineQ },
+      ...{ marked: before, marks },
+    });
+    run({
+      ...{ across: q, along: dO, read: v, result: dK, fine: fineK },
+      ...{ marked: behind, marks, backwards: true },
+    });
+    run({ across: dO, along: q, read: k, result: dV, backwards: true });
     context.clear(terms);
     context.clear(dDecay);
     context.run({
@@ -70,13 +77,12 @@ export const linearAttentionKernels = (
         fineK,
         sequences.on(q.backend),
         ...decayFields(decay, bias, temperature),
-        dDecay,
-        terms,
-        i32(width),
+        ...[before, behind, i32(marks), i32(size), f32(attributes.scale)],
+        ...[dDecay, terms, i32(width)],
       ],
     });
     if (dBias) columnSum(context, terms, extent(decay, 0), heads, dBias);
-    for (const tensor of [fineQ, fineK, terms]) tensor.free();
+    for (const x of [fineQ, fineK, terms, before, behind]) x.free();
   },
 });
 
@@ -99,6 +105,9 @@ interface Scan {
   readonly result: Tensor;
   /** The result again, in f32. */
   readonly fine?: Tensor;
+  /** Where Z is kept every so many rows, `[S, marks, H, Y, X]`. */
+  readonly marked?: Tensor;
+  readonly marks?: number;
   /** Z before and behind, `[S, H, Y, X]`. */
   readonly state?: Tensor | undefined;
   readonly last?: Tensor;
@@ -112,6 +121,7 @@ function scan(
   call: Scan,
 ): void {
   const { across, along, read, decay, bias, result, fine, state, last } = call;
+  const { marked, marks = 0 } = call;
   const [heads, x, y] = [
     extent(across, 1),
     extent(across, 2),
@@ -133,6 +143,8 @@ function scan(
       state,
       last,
       fine,
+      marked,
+      i32(marks),
       result,
       i32(x),
       i32(y),

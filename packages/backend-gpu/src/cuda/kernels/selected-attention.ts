@@ -8,6 +8,7 @@ import { extent, type KernelContext, type Kernels } from './context';
 import { attendByBlocks, forwardBlocksTile } from './forward-by-blocks';
 import { attendByUnion, unionTile } from './forward-by-union';
 import type { SelectedView } from './gradient-parts';
+import { decodeOnHopper } from './hopper-decode';
 import { attendMasked, maskedForward } from './masked-attention';
 import { selectedBackward } from './selected-backward';
 
@@ -16,6 +17,7 @@ export const selectedAttentionKernels = (
 ): Kernels<'selectedAttention' | 'selectedAttentionBackward'> => ({
   selectedAttention(inputs, outputs, attributes) {
     const view = viewOf(inputs, attributes);
+    if (decodeOnHopper(context, inputs, outputs, view)) return;
     const blocks = forwardBlocksTile(inputs, view, context.facts);
     const union = blocks ? undefined : unionTile(inputs, view, context.facts);
     const masked =
