@@ -250,17 +250,11 @@ const forms: Readonly<Record<string, Form>> = {
 
 /** Decoding on Hopper, where it is for a kernel of its own. */
 const decodeForms: Readonly<Record<string, Form>> = {
-  'one query of sequences of very different lengths': {
-    heads: 32,
-    groups: 2,
-    width: 64,
-    rope: 16,
-    counts: [1, 15, 16, 17, 1030, 2049].map((keys) => ({ queries: 1, keys })),
-    window: 700,
-    sharing: 4,
-    count: 20,
-    tail: 2,
-  },
+  ...Object.fromEntries(
+    Object.entries(forms).filter(([name]) =>
+      /^decoding: (one|latent)/.test(name),
+    ),
+  ),
   'NSA: keys and values of their own, lists that end early': {
     heads: 32,
     groups: 2,
@@ -284,16 +278,6 @@ const decodeForms: Readonly<Record<string, Form>> = {
     window: 512,
     count: 9,
     holes: true,
-  },
-  'latent keys of 56 + 32 columns, four heads a group': {
-    heads: 16,
-    groups: 4,
-    width: 56,
-    rope: 32,
-    counts: [1, 17, 1030].map((keys) => ({ queries: 1, keys })),
-    window: 300,
-    sharing: 4,
-    count: 20,
   },
   'three queries a sequence, every head its own keys, odd widths': {
     heads: 3,

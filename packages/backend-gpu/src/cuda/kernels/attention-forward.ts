@@ -9,7 +9,6 @@ import { type Boxes, boxes, i32, type Launch } from '../launch';
 import {
   call,
   compiled,
-  coversQueries,
   listLength,
   requiredTile,
   rowGrid,
@@ -17,7 +16,7 @@ import {
   TABLE_BYTES,
   type View,
 } from './attention-tile';
-import { extent, fillBits, type KernelContext } from './context';
+import { extent, type KernelContext } from './context';
 import { flashForwardTile, flashLaunch, isLatent } from './flash';
 import {
   type HopperCut,
@@ -26,7 +25,13 @@ import {
   hopperLaunch,
 } from './hopper';
 import { decodeOnHopper } from './hopper-decode';
-import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
+import {
+  joinParts,
+  LONG_WALK,
+  MOST_PARTS,
+  partsOf,
+  startRows,
+} from './row-parts';
 
 /** The kernel for a shape, and what its launch is sized by. */
 interface Pass {
@@ -57,11 +62,7 @@ export function attend(
   const splits = splitsOf(view, x * y * z, pass, context.facts);
   const isSplit = splits > 1;
   const results = isSplit ? partsOf(context, outputs, splits) : outputs;
-  if (!coversQueries(view.sequences, outputs.o)) {
-    // Rows of no sequence: output 0, LSE -inf. Joined of such parts, too.
-    if (!isSplit) context.clear(outputs.o);
-    fillBits(context, results.lse, 0xff800000 | 0);
-  }
+  startRows(context, view.sequences, outputs, results);
   context.run({
     ...launch,
     defines: { ...launch.defines, SPLIT: isSplit ? 1 : 0 },
@@ -99,17 +100,13 @@ function attendOnHopper(
 export function attendInTiles(
   context: KernelContext,
   operands: AttentionOperands,
-  { o, lse }: Pick<AttentionResults, 'o' | 'lse'>,
+  outputs: Pick<AttentionResults, 'o' | 'lse'>,
   view: View,
   cut: HopperCut,
 ): void {
   const shape = shapeOf(operands);
   const grid = hopperGrid(shape, view, cut.rows);
-  if (!coversQueries(view.sequences, o)) {
-    // Rows of no sequence: output 0, LSE -inf.
-    context.clear(o);
-    fillBits(context, lse, 0xff800000 | 0);
-  }
+  startRows(context, view.sequences, outputs);
   const maps = boxesOf(operands, view, cut);
   const launch = hopperLaunch(shape, view, isLatent(operands), cut);
   context.run({
@@ -118,7 +115,13 @@ export function attendInTiles(
     ...launch,
     defines: { ...launch.defines, BOXED: maps.length > 0 ? 1 : 0 },
     grid: [Math.min(grid.count, context.facts.multiprocessors)],
-    arguments: [...maps, ...call(operands, view), o, lse, ...grid.arguments],
+    arguments: [
+      ...maps,
+      ...call(operands, view),
+      outputs.o,
+      outputs.lse,
+      ...grid.arguments,
+    ],
   });
 }
 

@@ -5,8 +5,8 @@
 import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
-import { call, coversQueries, listLength, shapeOf } from './attention-tile';
-import { extent, fillBits, type KernelContext, scratchBytes } from './context';
+import { call, listLength, shapeOf } from './attention-tile';
+import { extent, type KernelContext, scratchBytes } from './context';
 import {
   columnsOf,
   type FlashTile,
@@ -17,6 +17,7 @@ import {
 } from './flash';
 import type { SelectedView } from './gradient-parts';
 import { hopperLaunch, hopperPartsCut, type PartsCut } from './hopper';
+import { startRows } from './row-parts';
 
 /** Whether it is in use; what is not takes unions of lists. */
 const IN_USE = true;
@@ -118,11 +119,7 @@ export function attendByBlocks(
   const { sequences, sharing, unitHeads } = view;
   const { indices } = view;
   const { most, perUnit, places, item, hopper } = tile;
-  if (!coversQueries(sequences, o)) {
-    // Rows of no sequence: output 0, LSE -inf.
-    context.clear(o);
-    fillBits(context, lse, 0xff800000 | 0);
-  }
+  startRows(context, sequences, { o, lse });
   const shape = shapeOf(operands);
   const length = listLength(view);
   const units = shape.heads / unitHeads;

@@ -5,8 +5,8 @@
 import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32 } from '../launch';
-import { call, coversQueries, listLength, shapeOf } from './attention-tile';
-import { fillBits, type KernelContext } from './context';
+import { call, listLength, shapeOf } from './attention-tile';
+import type { KernelContext } from './context';
 import {
   type FlashTile,
   flashLaunch,
@@ -15,6 +15,7 @@ import {
   TABLE_BYTES,
 } from './flash';
 import type { SelectedView } from './gradient-parts';
+import { startRows } from './row-parts';
 
 /** Lists of a union, one a warp. */
 const LISTS = 8;
@@ -64,11 +65,7 @@ export function attendByUnion(
   tile: UnionTile,
 ): void {
   const { sequences, sharing, unitHeads } = view;
-  if (!coversQueries(sequences, o)) {
-    // Rows of no sequence: output 0, LSE -inf.
-    context.clear(o);
-    fillBits(context, lse, 0xff800000 | 0);
-  }
+  startRows(context, sequences, { o, lse });
   const shape = shapeOf(operands);
   const launch = flashLaunch(shape, view, isLatent(operands), tile);
   context.run({

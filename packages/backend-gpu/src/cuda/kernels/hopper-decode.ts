@@ -9,11 +9,10 @@ import { type Boxes, boxes, type Launch } from '../launch';
 import {
   type AttentionShape,
   call,
-  coversQueries,
   shapeOf,
   type View,
 } from './attention-tile';
-import { extent, fillBits, type KernelContext } from './context';
+import { extent, type KernelContext } from './context';
 import {
   columnsOf,
   fitTogether,
@@ -22,7 +21,13 @@ import {
   isLatent,
 } from './flash';
 import { TILE_BYTES } from './hopper';
-import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
+import {
+  joinParts,
+  LONG_WALK,
+  MOST_PARTS,
+  partsOf,
+  startRows,
+} from './row-parts';
 
 /** Rows of a unit at most, and keys that a warp has at a time. */
 const ROWS = 16;
@@ -68,11 +73,7 @@ export function decodeOnHopper(
   const few = (blocks * facts.multiprocessors) / (units * view.sequences.count);
   const { cluster, parts } = sharesOf(view, few);
   const results = parts > 1 ? partsOf(context, outputs, parts) : outputs;
-  if (!coversQueries(view.sequences, outputs.o)) {
-    // Rows of no sequence: output 0, LSE -inf. Joined of such parts, too.
-    if (parts === 1) context.clear(outputs.o);
-    fillBits(context, results.lse, 0xff800000 | 0);
-  }
+  startRows(context, view.sequences, outputs, results);
   const lists = view.indices ? extent(view.indices, 1) : units;
   context.run({
     file: 'hopper-decode',
