@@ -81,9 +81,6 @@ unsigned pace = 1;
 
 /** A block that runs; those of a cluster change places at its barriers. */
 struct Block {
-  uint3 index;
-  /** Its number in the cluster. */
-  unsigned rank;
   Thread *threads;
   Warp warps[MOST_THREADS / 32];
   Barrier barriers[BARRIERS];
@@ -319,7 +316,6 @@ void runCluster(uint3 first, bool isReversed) {
   };
   for (unsigned rank = 0; rank < cluster.size(); rank++) {
     enter(rank);
-    block->rank = rank;
     block->threads = pool + rank * count;
     block->isReversed = isReversed ^ (rank & 1);
     startBlock();

@@ -12,7 +12,12 @@ import {
   Trainer,
 } from '@asa/core';
 import { openFolder } from '@asa/core/node';
-import { compareGolden, differential, listGolden } from '@asa/core/verify';
+import {
+  compareGolden,
+  differential,
+  listGolden,
+  verifyAll,
+} from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { CudaBackend } from '../../packages/backend-gpu/src/cuda/cuda-backend';
 import { whyNoEmulator } from '../cuda-emulator/build.mjs';
@@ -146,6 +151,20 @@ describe.skipIf(reason)(`CUDA, emulated ${reason ?? ''}`, () => {
     }
     expect(backend.memory().bytesInUse).toBe(0);
   });
+
+  // The path is to 1,031 rows of one sequence, whose differences added up.
+  test.each(['31:1:2:2:2', undefined])(
+    'has gradients of linear attention, path %s',
+    async (path) => {
+      const report = await verifyAll({
+        ...{ backend, reference, path, seed: 1, cases: 40 },
+        ...{ suites: ['laws'], dtypes: ['f32'] },
+        only: 'linearAttention: gradients',
+      });
+      expect(report.counts).toMatchObject({ ok: 1, mismatch: 0 });
+      expect(backend.memory().bytesInUse).toBe(0);
+    },
+  );
 
   test.skipIf(!existsSync(shared))(
     'gives the operators of other implementations',

@@ -56,6 +56,16 @@ export function attend(
 ): void {
   if (decodeOnHopper(context, operands, outputs, view)) return;
   if (attendOnHopper(context, operands, outputs, view)) return;
+  attendByWalks(context, operands, outputs, view);
+}
+
+/** Tiles of rows, whose walks blocks of threads may share out, on any card. */
+export function attendByWalks(
+  context: KernelContext,
+  operands: AttentionOperands,
+  outputs: Pick<AttentionResults, 'o' | 'lse'>,
+  view: View,
+): void {
   const { launch, parts, ...pass } = passOf(context, operands, view);
   const grid = rowGrid(shapeOf(operands), view, pass.rows, parts);
   const [x, y = 1, z = 1] = grid;

@@ -6,7 +6,7 @@
 
 #define THREADS 128
 #define ROWS (THREADS / 4)
-/** Rows between states that are marked; as in linear-attention.ts. */
+/** Every so manyth row's state is kept; as in linear-attention.ts. */
 #define MARKED 64
 
 struct Decay {
@@ -34,10 +34,9 @@ struct Scan {
   f32 *last;
   // The result again, unrounded; may be missing.
   f32 *fine;
-  // Z behind each MARKED rows, on the way back before them: `[S, marks, H, Y, X]`,
-  // the first for row MARKED; may be missing.
+  // Z before each MARKEDth row, on the way back behind it: `[N / MARKED + 1, H, Y, X]`;
+  // may be missing.
   f32 *marked;
-  int marks;
   T *result;
   int x, y;
   float scale;
@@ -78,11 +77,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     sum += __shfl_xor_sync(0xffffffff, sum, 1);
     sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    // Before row MARKED n, or from there on.
-    int next = u.backwards ? t - s.queryStart : t - s.queryStart + 1;
-    if (u.marked && isRow && next > 0 && next % MARKED == 0) {
-      i64 mark = (i64)blockIdx.z * u.marks + next / MARKED - 1;
-      f32 *to = u.marked + (mark * decay.heads + h) * u.x * u.y + x;
+    int mark = u.backwards ? t : t + 1;
+    if (u.marked && isRow && mark % MARKED == 0) {
+      f32 *to = u.marked +
+                ((i64)mark / MARKED * decay.heads + h) * u.x * u.y + x;
 #pragma unroll
       for (int n = 0; n < PLACES; n++) {
         int y = 4 * n + lane;
@@ -115,7 +113,7 @@ extern "C" __global__ void linearDecay(const T *q, const T *k, const f32 *fineQ,
                                        const f32 *fineK,
                                        const Sequence *sequences, Decay decay,
                                        const f32 *before, const f32 *behind,
-                                       int marks, int size, float scale,
+                                       int size, float scale,
                                        T *dDecay, f32 *terms, int width) {
   int lane = threadIdx.x;
   int h = blockIdx.y;
@@ -129,11 +127,13 @@ extern "C" __global__ void linearDecay(const T *q, const T *k, const f32 *fineQ,
       term += widen(q[at]) * fineQ[at] - widen(k[at]) * fineK[at];
     }
     sum += warpSum(term);
-    if (i > 0 && i % MARKED == 0) {
-      i64 mark = ((i64)blockIdx.z * marks + i / MARKED - 1) * decay.heads + h;
+    int t = s.queryStart + i;
+    // The states before a sequence's first row are of the sequence before it.
+    if (i > 0 && t % MARKED == 0) {
+      i64 mark = ((i64)t / MARKED * decay.heads + h) * size;
       float product = 0;
       for (int n = lane; n < size; n += 32) {
-        product += before[mark * size + n] * behind[mark * size + n];
+        product += before[mark + n] * behind[mark + n];
       }
       sum = scale * decayOf(decay, row, h) * warpSum(product);
     }

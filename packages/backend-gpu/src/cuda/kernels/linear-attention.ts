@@ -6,7 +6,7 @@ import { extent, type KernelContext, type Kernels, typed } from './context';
 /** As in the kernel: four threads share a row. */
 const THREADS = 128;
 const ROWS = THREADS / 4;
-/** Rows between states that are marked; as in the kernel. */
+/** Every so manyth row's state is kept; as in the kernel. */
 const MARKED = 64;
 /** Columns that four lanes hold in registers. */
 const MOST_COLUMNS = 4 * 64;
@@ -46,20 +46,19 @@ export const linearAttentionKernels = (
     const { sequences, temperature } = attributes;
     const [heads, width] = [extent(q, 1), extent(q, 2)];
     const size = width * extent(v, 2);
-    const marks = Math.floor(sequences.maxQueries / MARKED);
-    const states = sequences.count * marks * heads * size;
     // Of S before a row, and of dS from there on.
-    const before = context.scratch(states, 'f32');
-    const behind = context.scratch(states, 'f32');
+    const marks = Math.floor(extent(q, 0) / MARKED) + 1;
+    const before = context.scratch(marks * heads * size, 'f32');
+    const behind = context.scratch(marks * heads * size, 'f32');
     const run = (call: Omit<Scan, 'decay' | 'bias'>) =>
       scan(context, attributes, { ...call, decay, bias });
     run({
       ...{ across: k, along: v, read: dO, result: dQ, fine: fineQ },
-      ...{ marked: before, marks },
+      marked: before,
     });
     run({
       ...{ across: q, along: dO, read: v, result: dK, fine: fineK },
-      ...{ marked: behind, marks, backwards: true },
+      ...{ marked: behind, backwards: true },
     });
     run({ across: dO, along: q, read: k, result: dV, backwards: true });
     context.clear(terms);
@@ -77,7 +76,7 @@ export const linearAttentionKernels = (
         fineK,
         sequences.on(q.backend),
         ...decayFields(decay, bias, temperature),
-        ...[before, behind, i32(marks), i32(size), f32(attributes.scale)],
+        ...[before, behind, i32(size), f32(attributes.scale)],
         ...[dDecay, terms, i32(width)],
       ],
     });
@@ -105,9 +104,8 @@ interface Scan {
   readonly result: Tensor;
   /** The result again, in f32. */
   readonly fine?: Tensor;
-  /** Where Z is kept every so many rows, `[S, marks, H, Y, X]`. */
+  /** Z of every MARKEDth row, `[N / MARKED + 1, H, Y, X]`. */
   readonly marked?: Tensor;
-  readonly marks?: number;
   /** Z before and behind, `[S, H, Y, X]`. */
   readonly state?: Tensor | undefined;
   readonly last?: Tensor;
@@ -121,7 +119,6 @@ function scan(
   call: Scan,
 ): void {
   const { across, along, read, decay, bias, result, fine, state, last } = call;
-  const { marked, marks = 0 } = call;
   const [heads, x, y] = [
     extent(across, 1),
     extent(across, 2),
@@ -143,8 +140,7 @@ function scan(
       state,
       last,
       fine,
-      marked,
-      i32(marks),
+      call.marked,
       result,
       i32(x),
       i32(y),

@@ -2,7 +2,7 @@ import type {
   SelectedAttentionAttributes,
   SelectedAttentionOperands,
 } from '@asa/core';
-import { attend } from './attention-forward';
+import { attendByWalks } from './attention-forward';
 import { greatestCommonDivisor, shapeOf, total } from './attention-tile';
 import { extent, type KernelContext, type Kernels } from './context';
 import { attendByBlocks, forwardBlocksTile } from './forward-by-blocks';
@@ -25,7 +25,7 @@ export const selectedAttentionKernels = (
     if (blocks) attendByBlocks(context, inputs, outputs, view, blocks);
     else if (union) attendByUnion(context, inputs, outputs, view, union);
     else if (masked) attendMasked(context, inputs, outputs, masked);
-    else attend(context, inputs, outputs, view);
+    else attendByWalks(context, inputs, outputs, view);
   },
   selectedAttentionBackward: (inputs, outputs, attributes) =>
     selectedBackward(context, inputs, outputs, viewOf(inputs, attributes)),
