@@ -1,7 +1,7 @@
 import { openCpu } from '@asa/backend-cpu';
 import { openWebGpu, type WebGpuBackend } from '@asa/backend-gpu';
 import { type Backend, type OperatorName, operators } from '@asa/core';
-import { differential } from '@asa/core/verify';
+import { differential, verifyAll } from '@asa/core/verify';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   softwareGpu,
@@ -55,4 +55,13 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
       if (operator !== 'cast') expect(outcome.missing).toBe(0);
     },
   );
+
+  // One sequence of 1,031 rows, whose differences must not add up.
+  test('has gradients of decays over many rows', async () => {
+    const report = await verifyAll({
+      ...{ backend, reference, suites: ['laws'], dtypes: ['f32'] },
+      ...{ only: 'linearAttention: gradients', seed: 1, path: '31:1:2:2:2' },
+    });
+    expect(report.counts).toMatchObject({ ok: 1, mismatch: 0 });
+  });
 });
