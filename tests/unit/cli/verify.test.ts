@@ -25,7 +25,7 @@ const verify = vi.hoisted(() => vi.fn());
 vi.mock('@asa/core/verify', () => ({ verify }));
 
 const stdout = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
-vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+const stderr = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
 const said = () => stdout.mock.calls.map(([text]) => text).join('');
 
 beforeEach(() => {
@@ -46,6 +46,19 @@ it('a mismatch is exit code 3, with the command that replays it', async () => {
   expect(said()).toContain('1 mismatches');
   expect(said()).toContain(
     'asa verify --backend cpu --only matmul --suite operators --dtype f32 --seed 5 --path 0:1',
+  );
+});
+
+it('a log has each row as it comes', async () => {
+  verify.mockImplementation(async function* () {
+    yield { type: 'row', row: report.rows[0] };
+    throw new Error('lost');
+  });
+  stderr.mockClear();
+  expect(await run(['verify', '--backend', 'cpu'])).toBe(exitCode.failure);
+  const lines = stderr.mock.calls.map(([text]) => String(text));
+  expect(lines).toContain(
+    'asa: operators matmul f32: mismatch, 250.0 %: worst at 3\n',
   );
 });
 

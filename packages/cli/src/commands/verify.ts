@@ -83,7 +83,8 @@ export const command = new Command('verify')
           require: isRequired(backend.name, options.require),
         })) {
           if (event.type === 'start') bar.update(event.done, event.total);
-          if (event.type === 'report') return event.report;
+          else if (event.type === 'report') return event.report;
+          else if (!process.stderr.isTTY) note(lineOf(event.row));
         }
         throw new Error('internal: verification ended without a report');
       });
@@ -129,6 +130,13 @@ function show({ rows, counts, backend, device, seed, passed }: Report): void {
     `\n${backend} (${device}) ${verdict}: ${counts.ok} ok, ${counts.mismatch} mismatches, ${counts.missing} missing, ${counts.skipped} skipped`,
   );
   if (counts.missing > 0) note('--require makes what is missing a mismatch');
+}
+
+/** A row as it comes: of a run that is ended, it is all there is. */
+function lineOf(row: Row): string {
+  const { suite, name, dtype, status, detail } = row;
+  const line = `${suite} ${name} ${dtype}: ${status}, ${worstOf(row)}`;
+  return detail === undefined ? line : `${line}: ${detail}`;
 }
 
 /** Percent of what is allowed. */
