@@ -63,5 +63,6 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
       ...{ only: 'linearAttention: gradients', seed: 1, path: '31:1:2:2:2' },
     });
     expect(report.counts).toMatchObject({ ok: 1, mismatch: 0 });
+    expect(backend.memory().bytesInUse).toBe(0);
   });
 });

@@ -2,19 +2,22 @@ import type { FloatType } from '@asa/core';
 import { allowance } from '@asa/core/verify';
 import { expect, test } from 'vitest';
 
+const filled = (shape: number[], value: number, dtype: FloatType = 'f16') => ({
+  shape,
+  dtype,
+  data: new Float64Array(shape.reduce((a, b) => a * b, 1)).fill(value),
+});
+
 /** The share of a sum's size that an f32 product of so many terms may lose. */
 function allowed(terms: number, transposeA = false): number {
-  const ones = (rows: number, columns: number) => ({
-    shape: [rows, columns],
-    dtype: 'f32' as const,
-    data: new Float64Array(rows * columns).fill(1),
-  });
+  const ones = (rows: number, columns: number) =>
+    filled([rows, columns], 1, 'f32');
   const a = transposeA ? ones(terms, 2) : ones(2, terms);
   const call = {
     inputs: { a, b: ones(terms, 3) },
     attributes: { transposeA },
   };
-  const y = { ...ones(2, 3), data: new Float64Array(6).fill(terms) };
+  const y = filled([2, 3], terms, 'f32');
   return allowance('matmul', 'y', y, 'f32', call).rms / terms;
 }
 
@@ -26,12 +29,6 @@ test('a product keeps 16 roundings up to the longest sum of the cases', () => {
 test('longer sums lose as the root of their terms', () => {
   expect(allowed(4 * 1031)).toBeCloseTo(2 * allowed(1031), 15);
   expect(allowed(4 * 1031, true)).toBe(allowed(4 * 1031));
-});
-
-const filled = (shape: number[], value: number, dtype: FloatType = 'f16') => ({
-  shape,
-  dtype,
-  data: new Float64Array(shape.reduce((a, b) => a * b, 1)).fill(value),
 });
 
 test('f16 below its normal numbers is off by half a step of theirs', () => {

@@ -363,7 +363,7 @@ function gatedGradients({ inputs }: Call) {
   const width = Math.max(1, last(dY));
   const branches = Math.max(1, last(gates));
   const gate = (product(compressed, dY) * Math.sqrt(width)) / 4;
-  const sizes = [compressed, selected, window].map((o, branch) => {
+  const sizesOf = (o: Maybe, branch: number) => {
     const gradient = Float64Array.from(dY?.data ?? [], (dy, i) => {
       const at = Math.floor(i / width) * branches + branch;
       const shift = bias?.data[at % size(bias)] ?? 0;
@@ -374,16 +374,19 @@ function gatedGradients({ inputs }: Call) {
       gradient: rootMeanSquare(gradient),
       delta: rootMeanSquare(terms) * Math.sqrt(width),
     };
-  });
+  };
+  const ofCompressed = sizesOf(compressed, 0);
+  const ofSelected = sizesOf(selected, 1);
+  const ofWindow = sizesOf(window, 2);
   return {
     dGates: gate,
     dBias: gate * Math.sqrt(Math.max(1, rows(dY))),
-    dCompressed: sizes[0]?.gradient ?? 0,
-    dSelected: sizes[1]?.gradient ?? 0,
-    dWindow: sizes[2]?.gradient ?? 0,
-    deltaCompressed: sizes[0]?.delta ?? 0,
-    deltaSelected: sizes[1]?.delta ?? 0,
-    deltaWindow: sizes[2]?.delta ?? 0,
+    dCompressed: ofCompressed.gradient,
+    dSelected: ofSelected.gradient,
+    dWindow: ofWindow.gradient,
+    deltaCompressed: ofCompressed.delta,
+    deltaSelected: ofSelected.delta,
+    deltaWindow: ofWindow.delta,
   };
 }
 

@@ -270,13 +270,8 @@ const variants: Record<KernelFile, readonly Record<string, unknown>[]> = {
     { ...narrow, VIEW: 'COMPRESSED', BLOCK: 1, UNIT: 4, CLUSTER: 1, SPLIT: 1 },
     { ...grouped, ...dense, WIDTH: 256, VALUE: 256, CLUSTER: 8, BLOCKS: 1 },
     {
-      ...latent,
-      ...dense,
-      WIDTH: 64,
-      ROPE: 0,
-      VALUE: 64,
-      CLUSTER: 8,
-      STAGES: 3,
+      ...{ ...latent, ...dense, WIDTH: 64, ROPE: 0, VALUE: 64 },
+      ...{ CLUSTER: 8, STAGES: 3 },
     },
   ].map((form) => ({
     ...{ WARPS: 4, ROWS: 16, N: 64, STAGES: 2, BLOCKS: 2, UNIT: 16, SPLIT: 0 },

@@ -13,6 +13,7 @@ import {
   requiredTile,
   rowGrid,
   shapeOf,
+  startRows,
   TABLE_BYTES,
   type View,
 } from './attention-tile';
@@ -25,13 +26,7 @@ import {
   hopperLaunch,
 } from './hopper';
 import { decodeOnHopper } from './hopper-decode';
-import {
-  joinParts,
-  LONG_WALK,
-  MOST_PARTS,
-  partsOf,
-  startRows,
-} from './row-parts';
+import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
 
 /** The kernel for a shape, and what its launch is sized by. */
 interface Pass {

@@ -16,6 +16,7 @@ import { type Argument, f32, i32, i64, type Launch } from '../launch';
 import {
   elementwise,
   extent,
+  fillBits,
   type KernelContext,
   lanesOf,
   typed,
@@ -572,6 +573,22 @@ export function call(
 /** Blocks of a list of selected attention. */
 export function listLength({ indices }: View): number {
   return indices ? extent(indices, 2) : 0;
+}
+
+/**
+ * Rows of no sequence, which no kernel writes: output 0, LSE -inf. Joined of parts
+ * that are so, too.
+ * @param results what kernels write: `outputs`, or their parts.
+ */
+export function startRows(
+  context: KernelContext,
+  sequences: Sequences,
+  outputs: Pick<AttentionResults, 'o' | 'lse'>,
+  results = outputs,
+): void {
+  if (coversQueries(sequences, outputs.o)) return;
+  if (results === outputs) context.clear(outputs.o);
+  fillBits(context, results.lse, 0xff800000 | 0);
 }
 
 export function coversQueries(sequences: Sequences, o: Tensor): boolean {

@@ -5,7 +5,7 @@
 import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32, type Launch } from '../launch';
-import { call, listLength, shapeOf } from './attention-tile';
+import { call, listLength, shapeOf, startRows } from './attention-tile';
 import { extent, type KernelContext, scratchBytes } from './context';
 import {
   columnsOf,
@@ -17,7 +17,6 @@ import {
 } from './flash';
 import type { SelectedView } from './gradient-parts';
 import { hopperLaunch, hopperPartsCut, type PartsCut } from './hopper';
-import { startRows } from './row-parts';
 
 /** Whether it is in use; what is not takes unions of lists. */
 const IN_USE = true;

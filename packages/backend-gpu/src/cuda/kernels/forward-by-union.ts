@@ -5,7 +5,7 @@
 import type { AttentionOperands, AttentionResults } from '@asa/core';
 import type { DeviceFacts } from '../driver';
 import { i32 } from '../launch';
-import { call, listLength, shapeOf } from './attention-tile';
+import { call, listLength, shapeOf, startRows } from './attention-tile';
 import type { KernelContext } from './context';
 import {
   type FlashTile,
@@ -15,7 +15,6 @@ import {
   TABLE_BYTES,
 } from './flash';
 import type { SelectedView } from './gradient-parts';
-import { startRows } from './row-parts';
 
 /** Lists of a union, one a warp. */
 const LISTS = 8;

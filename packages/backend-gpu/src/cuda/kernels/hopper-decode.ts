@@ -10,6 +10,7 @@ import {
   type AttentionShape,
   call,
   shapeOf,
+  startRows,
   type View,
 } from './attention-tile';
 import { extent, type KernelContext } from './context';
@@ -21,13 +22,7 @@ import {
   isLatent,
 } from './flash';
 import { TILE_BYTES } from './hopper';
-import {
-  joinParts,
-  LONG_WALK,
-  MOST_PARTS,
-  partsOf,
-  startRows,
-} from './row-parts';
+import { joinParts, LONG_WALK, MOST_PARTS, partsOf } from './row-parts';
 
 /** Rows of a unit at most, and keys that a warp has at a time. */
 const ROWS = 16;

@@ -104,7 +104,10 @@ interface Scan {
   readonly result: Tensor;
   /** The result again, in f32. */
   readonly fine?: Tensor;
-  /** Z of every MARKEDth row, `[N / MARKED + 1, H, Y, X]`. */
+  /**
+   * Z before each `MARKED`th row, on the way back from it on:
+   * `[N / MARKED + 1, H, Y, X]`
+   */
   readonly marked?: Tensor;
   /** Z before and behind, `[S, H, Y, X]`. */
   readonly state?: Tensor | undefined;

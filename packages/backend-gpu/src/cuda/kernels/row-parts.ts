@@ -2,10 +2,9 @@
  * Rows whose walk over keys several blocks of threads share out: each has their
  * results as parts, in f32, which a second kernel joins.
  */
-import type { AttentionResults, Sequences } from '@asa/core';
+import type { AttentionResults } from '@asa/core';
 import { i32 } from '../launch';
-import { coversQueries } from './attention-tile';
-import { extent, fillBits, type KernelContext, typed } from './context';
+import { extent, type KernelContext, typed } from './context';
 
 /** Of a row at most. */
 export const MOST_PARTS = 512;
@@ -27,22 +26,6 @@ export function partsOf(
     o: context.scratch(parts * o.size, 'f32'),
     lse: context.scratch(parts * lse.size, 'f32'),
   };
-}
-
-/**
- * Rows of no sequence, which no kernel writes: output 0, LSE -inf. Joined of parts
- * that are so, too.
- * @param results what kernels write: `outputs`, or their parts.
- */
-export function startRows(
-  context: KernelContext,
-  sequences: Sequences,
-  outputs: Rows,
-  results: Rows = outputs,
-): void {
-  if (coversQueries(sequences, outputs.o)) return;
-  if (results === outputs) context.clear(outputs.o);
-  fillBits(context, results.lse, 0xff800000 | 0);
 }
 
 /** Joins them; they are freed. */

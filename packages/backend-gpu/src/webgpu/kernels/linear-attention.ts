@@ -201,7 +201,7 @@ const keepMarked = `let mark = select(t + 1u, t, BACKWARDS == 1u);
 
 /**
  * d(log a_t) = d(log a_t+1) + q_t . dQ_t - k_t . dK_t
- *            = a_t sum over x, y of S_t-1[x, y] dS_t[x, y]
+ *            = a_t sum over x, y of S_t-1[x, y] dS_t[x, y], dS in units of `scale`
  * of which the second, at rows whose states are marked, ends the errors that the
  * first one's differences add up.
  * dDecay_t = d(log a_t) (1 - sigmoid(decay_t + bias)) / temperature
