@@ -25,10 +25,6 @@ export const sources = [
     find: /^@asa\/backend-([a-z]+)$/,
     replacement: source('backend-$1/src/index.ts'),
   },
-  {
-    find: /^@asa\/backend-gpu\/([a-z]+)$/,
-    replacement: source('backend-gpu/src/$1/index.ts'),
-  },
 ];
 
 /** CUDA's kernels are imported as text, as in the built package. */

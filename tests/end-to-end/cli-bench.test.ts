@@ -35,14 +35,15 @@ describe('bench', () => {
 
   it('Ctrl-C prints what is done', async () => {
     let sent = false;
+    let said = '';
     const { code, stdout } = await asa(
       [...quick, '--suite', 'operators', '--context', '512', '-o', 'json'],
       {
         onOutput: (child, text) => {
-          if (!sent && text.includes('attention f32')) {
-            child.kill('SIGINT');
-            sent = true;
-          }
+          said += text;
+          if (sent || !said.includes('attention f32')) return;
+          sent = true;
+          child.kill('SIGINT');
         },
       },
     );

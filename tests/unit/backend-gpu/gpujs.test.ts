@@ -14,7 +14,7 @@ import {
   Scope,
   TensorStateError,
 } from '@asa/core';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { offerSoftwareGpu } from './offer-software-gpu';
 import { whyNoSoftwareGpu } from './software-gpu';
 
@@ -321,9 +321,13 @@ describe.skipIf(reason)(`WebGPU in software ${reason ?? ''}`, () => {
     const { device } = await liveBuffers();
     const { backend } = await open(onGpu);
     device.createBuffer({ size: 4, usage: 0 });
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    await expect(backend.synchronize()).rejects.toThrow(
-      /^gpujs: the device reports, Buffer usages must not be 0/,
+    // The device says so in its own time.
+    await vi.waitFor(
+      () =>
+        expect(backend.synchronize()).rejects.toThrow(
+          /^gpujs: the device reports, Buffer usages must not be 0/,
+        ),
+      10_000,
     );
   });
 });

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { ArgumentError, ConfigError } from '../../../packages/core/src/errors';
 import { WorkerTemplateRunner } from '../../../packages/core/src/node/template-runner';
 import { renderChat } from '../../../packages/core/src/text';
+import { cpuTime } from '../cpu-time';
 import { trainedTokenizer } from './trained';
 
 const runner = new WorkerTemplateRunner();
@@ -47,9 +48,9 @@ describe('renderChat', () => {
     const loop =
       '{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}';
     const short = new WorkerTemplateRunner({ deadline: 200 });
-    const started = performance.now();
+    const started = cpuTime();
     expect(await fails(loop, short)).toMatch(/within 200 ms/);
-    expect(performance.now() - started).toBeLessThan(2_000);
+    expect(cpuTime() - started).toBeLessThan(2_000);
   });
 
   it('says what is wrong with a template', async () => {
