@@ -5,7 +5,9 @@
  * hiding a real GPU.
  *
  * `ASA_WEBGPU=system` takes what `openWebGpu` finds by itself instead: lavapipe
- * where it is installed, or a real GPU.
+ * where it is installed, or a real GPU. `ASA_WEBGPU=operators` leaves out whole
+ * models on SwiftShader, for which it compiles for minutes: for a run beside one
+ * on another adapter.
  */
 import { execFileSync } from 'node:child_process';
 import {
