@@ -259,18 +259,26 @@ describe('an abort', () => {
       { context: 100_000 },
     );
     const engine = Engine.from(await tinyModel(await openPoisoned(), config));
-    const run = async (promptTokens: number, afterMs: number) => {
+    /** Aborts 30 ms from the start, or from the first token on. */
+    const run = async (promptTokens: number, from: 'start' | 'token') => {
       const session = engine.session({ capacity: 20_000 });
       const controller = new AbortController();
-      const timer = setTimeout(() => controller.abort(), afterMs);
+      const { signal } = controller;
+      let timer: NodeJS.Timeout | undefined;
+      const start = () => {
+        timer ??= setTimeout(() => controller.abort(), 30);
+      };
       const started = cpuTime();
-      const { end } = await collect(
-        engine.generate(session, {
-          prompt: randomTokens(promptTokens, 1),
-          chunk: 8,
-          signal: controller.signal,
-        }),
-      );
+      const prompt = randomTokens(promptTokens, 1);
+      async function* events() {
+        if (from === 'start') start();
+        const options = { prompt, chunk: 8, signal };
+        for await (const event of engine.generate(session, options)) {
+          start();
+          yield event;
+        }
+      }
+      const { end } = await collect(events());
       clearTimeout(timer);
       expect(end.reason).toBe('abort');
       const { length } = session;
@@ -278,9 +286,9 @@ describe('an abort', () => {
       expect(cpuTime() - started).toBeLessThan(2000);
       return { length, end };
     };
-    const early = await run(15_000, 30);
+    const early = await run(15_000, 'start');
     expect(early.length).toBe(0);
-    const late = await run(3, 30);
+    const late = await run(3, 'token');
     expect(late.length).toBe(3 + late.end.timings.generatedTokens);
     expect(late.length).toBeGreaterThan(3);
   });
