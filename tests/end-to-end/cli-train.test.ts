@@ -74,13 +74,18 @@ describe('train', () => {
     expect(weights('another').equals(weights('whole'))).toBe(false);
   });
 
-  it('stops in time by --minutes, and that is no failure', async () => {
-    const { code, stderr } = await asa(train('timed', '--minutes', '0.01'));
-    expect(code, stderr).toBe(0);
-    expect(existsSync(path('timed', 'model.safetensors'))).toBe(true);
-    const end = events('timed').at(-1);
-    expect(end).toMatchObject({ kind: 'end', reason: 'aborted' });
-  });
+  // The second is no whole number of milliseconds, and no time for a step.
+  it.each(['0.01', '0.00001'])(
+    'stops in time by --minutes %s, and that is no failure',
+    async (minutes) => {
+      const timed = `timed-${minutes}`;
+      const { code, stderr } = await asa(train(timed, '--minutes', minutes));
+      expect(code, stderr).toBe(0);
+      expect(existsSync(path(timed, 'model.safetensors'))).toBe(true);
+      const end = events(timed).at(-1);
+      expect(end).toMatchObject({ kind: 'end', reason: 'aborted' });
+    },
+  );
 
   it('leaves a folder alone that holds another run or model', async () => {
     const steps = ['--steps', '1', '--vocabulary', '280'];

@@ -449,5 +449,7 @@ function withDeadline(
   minutes: number | undefined,
 ): AbortSignal {
   if (minutes === undefined) return signal;
-  return AbortSignal.any([signal, AbortSignal.timeout(minutes * 60_000)]);
+  // A timer takes whole milliseconds.
+  const deadline = AbortSignal.timeout(Math.ceil(minutes * 60_000));
+  return AbortSignal.any([signal, deadline]);
 }
